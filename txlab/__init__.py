@@ -1,0 +1,1 @@
+"""txlab: learn and do LLM fine-tuning inside the notebook."""

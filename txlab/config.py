@@ -1,0 +1,72 @@
+"""Frozen settings, one dataclass per concern: read once at start-up and passed down."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import platformdirs
+
+DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def default_root() -> Path:
+    """Folder of everything that outlives a kernel: ``$TXLAB_HOME``, else the user's data folder."""
+    home = os.environ.get("TXLAB_HOME")
+    return Path(home).expanduser() if home else platformdirs.user_data_path("txlab")
+
+
+def default_cache() -> Path:
+    """Folder of what can be fetched or compiled again: ``$TXLAB_CACHE``, else the user's cache folder."""
+    cache = os.environ.get("TXLAB_CACHE")
+    return Path(cache).expanduser() if cache else platformdirs.user_cache_path("txlab")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """Which base model, and how it is held on the device."""
+
+    name: str = DEFAULT_MODEL
+    dtype: str = "float32"
+    max_context: int | None = None  # tokens; None: what the model was trained for
+    cache: Path = field(default_factory=default_cache)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How work is cut into device batches."""
+
+    train_tokens: int = 2048  # tokens of one training micro-batch, padding included
+    sample_rows: int = 32  # sequences that decode together
+    decode_steps: int = 8  # tokens per dispatch while decoding
+    max_rank: int = 256
+    compile_cache: Path | None = field(default_factory=lambda: default_cache() / "xla")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Where the Tinker API listens and who may call it."""
+
+    host: str = "127.0.0.1"
+    port: int = 0  # 0: any free port
+    api_key: str | None = None  # None: a random ``tml-`` key per server
+    poll_seconds: float = 30.0  # how long retrieve_future is held; the SDK gives up at 45
+    session_seconds: float = 300.0  # a session without a heartbeat for so long is finished
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """Where checkpoints live."""
+
+    root: Path = field(default_factory=default_root)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings of one lab."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    server: ServerSettings = field(default_factory=ServerSettings)
+    store: StoreSettings = field(default_factory=StoreSettings)

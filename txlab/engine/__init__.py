@@ -1,0 +1,1 @@
+"""Time and order: the engine thread, its scheduler, the trainer and the sampler."""

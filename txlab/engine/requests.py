@@ -1,0 +1,222 @@
+"""Typed requests to the engine and what comes back: plain dataclasses, no HTTP, no JAX.
+
+Arrays are NumPy. A *datum* is one training sequence of N tokens; position ``i`` of ``tokens``
+predicts ``targets[i]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from txlab.lora.state import AdapterState, LoraConfig
+
+
+class RequestError(Exception):
+    """A request failed. ``category`` says whose fault it is, in Tinker's terms."""
+
+    def __init__(self, message: str, category: Literal["user", "server"] = "user"):
+        super().__init__(message)
+        self.category = category
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a request may ask of this engine."""
+
+    vocab_size: int
+    max_context: int  # tokens, prompt and sampled ones together
+    max_rank: int
+    max_samples: int = 1024  # sequences of one sample request
+
+
+@dataclass(frozen=True, slots=True)
+class AdamParams:
+    """AdamW: decoupled ``weight_decay``; ``grad_clip_norm`` is a global norm, 0 is off."""
+
+    learning_rate: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-12
+    weight_decay: float = 0.0
+    grad_clip_norm: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Datum:
+    """One training sequence: all arrays have its length N."""
+
+    tokens: np.ndarray  # (N,) int32
+    targets: np.ndarray  # (N,) int32
+    inputs: Mapping[str, np.ndarray] = field(default_factory=dict)  # (N,) float32 each: weights, advantages ...
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one sequence is drawn. ``stop=None`` ends at the model's EOS tokens; an empty ``stop`` at none."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_k: int = -1  # -1: off
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] | tuple[int, ...] | None = None
+
+
+# ---------------------------------------------------------------------------------- requests
+
+
+@dataclass(frozen=True, slots=True)
+class CreateAdapter:
+    """A fresh adapter. Result: None."""
+
+    model_id: str
+    lora: LoraConfig
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadAdapter:
+    """Forget an adapter and fail what is still queued for it. Its snapshots live on. Result: None."""
+
+    model_id: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ForwardBackward:
+    """One pass over data; ``backward=False`` computes logprobs and loss only. Result: ForwardBackwardResult."""
+
+    model_id: str
+    seq_id: int
+    data: tuple[Datum, ...]
+    loss: str = "cross_entropy"
+    loss_config: Mapping[str, float] = field(default_factory=dict)
+    backward: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class OptimStep:
+    """Apply and clear the accumulated gradient. Result: OptimStepResult."""
+
+    model_id: str
+    seq_id: int
+    adam: AdamParams
+
+
+@dataclass(frozen=True, slots=True)
+class ExportAdapter:
+    """Copy an adapter to host memory, for a checkpoint. Result: AdapterState."""
+
+    model_id: str
+    seq_id: int
+    optimizer: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImportAdapter:
+    """Replace an adapter's weights (created where unknown) by a checkpoint's. Result: None."""
+
+    model_id: str
+    seq_id: int
+    state: AdapterState
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class TakeSnapshot:
+    """Freeze the present weights under ``snapshot_id`` for sampling. Result: None."""
+
+    model_id: str
+    seq_id: int
+    snapshot_id: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadSnapshot:
+    """Bring a checkpoint's weights in as a snapshot. Result: None."""
+
+    snapshot_id: str
+    state: AdapterState
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropSnapshot:
+    """Free a snapshot. Result: None."""
+
+    snapshot_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SkipSeq:
+    """Use up a ``seq_id`` whose request was refused at the door, so that later ones may run. Result: None."""
+
+    model_id: str
+    seq_id: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """Draw ``num_samples`` continuations of one prompt. Result: SampleResult."""
+
+    snapshot_id: str | None  # None: the base model
+    prompt: np.ndarray  # (P,) int32
+    num_samples: int
+    params: SamplingParams
+    prompt_logprobs: bool = False
+    topk_prompt_logprobs: int = 0
+
+
+Sequenced = ForwardBackward | OptimStep | ExportAdapter | ImportAdapter | TakeSnapshot | SkipSeq
+Request = Sequenced | CreateAdapter | UnloadAdapter | LoadSnapshot | DropSnapshot | Sample
+
+
+# ----------------------------------------------------------------------------------- results
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ForwardBackwardResult:
+    """Target logprobs of each datum, (N,) float32, and metrics named ``<name>:<reduction>``."""
+
+    logprobs: tuple[np.ndarray, ...]
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class OptimStepResult:
+    """Metrics of one optimizer step: ``grad_norm`` (before clipping), ``learning_rate``, ``step``."""
+
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SampledSequence:
+    """One continuation; the token that ended it is included. Logprobs are of the tempered distribution."""
+
+    tokens: np.ndarray  # (n,) int32
+    logprobs: np.ndarray  # (n,) float32
+    stop_reason: Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TopLogprobs:
+    """The k likeliest tokens per prompt position, best first; row 0 holds the sentinels (0, -99999.0)."""
+
+    token_ids: np.ndarray  # (P, k) int32
+    logprobs: np.ndarray  # (P, k) float32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SampleResult:
+    """What a Sample request drew, with the prompt's own logprobs where asked for."""
+
+    sequences: tuple[SampledSequence, ...]
+    prompt_logprobs: np.ndarray | None = None  # (P,) float32, NaN at 0
+    topk_prompt_logprobs: TopLogprobs | None = None
+    prompt_cache_hit_tokens: int = 0
+
+
+Result = ForwardBackwardResult | OptimStepResult | SampleResult | AdapterState | None
