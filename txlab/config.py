@@ -40,6 +40,8 @@ class EngineSettings:
     train_tokens: int = 2048  # tokens of one training micro-batch, padding included
     sample_rows: int = 32  # sequences that decode together
     decode_steps: int = 8  # tokens per dispatch while decoding
+    cache_bytes: int = 2 << 30  # most memory of the KV cache
+    snapshot_bytes: int = 2 << 30  # most memory of snapshots; the least recently used go first
     max_rank: int = 256
     compile_cache: Path | None = field(default_factory=lambda: default_cache() / "xla")
 

@@ -1,0 +1,329 @@
+"""Sampling: sequences join and leave a shared KV cache between short runs of decode steps.
+
+A prompt is prefilled once, all but its last token, whatever the number of its samples; the last token is the first
+that decodes. Each row of the batch has its own adapter, limits, stops, temperature and random stream.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import deque
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+
+import jax
+import numpy as np
+from flax import nnx
+
+from txlab.engine import decoding
+from txlab.engine.drawing import DrawParams
+from txlab.engine.kv_cache import cache_bytes, cache_size, copy_row, resize, rows_bucket, width_bucket
+from txlab.engine.packing import bucket
+from txlab.engine.requests import Sample, SampledSequence, SampleResult, TopLogprobs
+from txlab.engine.stops import StopStrings, stop_id_table
+from txlab.lora.adapter import Adapter
+from txlab.lora.bank import Snapshot
+from txlab.lora.linear import AdapterSet, combine
+from txlab.models.attention import KVCache, make_cache
+from txlab.models.base import BaseModel
+
+SMALL_ROWS = 8  # a batch of so many is not shrunk while it decodes
+PREFILL_TOKENS = 1024  # of one dispatch, padding included
+COLDEST = 1e-5  # lower temperatures differ from it in nothing that float32 can hold
+SENTINEL = -99999.0  # logprob of a top-k entry that does not exist
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One Sample request: its sequences, and its prompt's scores once known."""
+
+    request: Sample
+    snapshot: Snapshot | None  # None: the base
+    seed: int
+    stop_ids: tuple[int, ...]
+    stop_strings: StopStrings
+    started: float = field(default_factory=time.monotonic)
+    sequences: list[Sequence] = field(default_factory=list)
+    scores: decoding.Scores | None = None
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """The frozen adapter that samples, None for the base."""
+        return None if self.snapshot is None else self.snapshot.adapter
+
+    @property
+    def model_id(self) -> str | None:
+        """The adapter that the snapshot was taken of, if any."""
+        return None if self.snapshot is None else self.snapshot.model_id
+
+    @property
+    def seconds(self) -> float:
+        """Since the request came."""
+        return time.monotonic() - self.started
+
+    @property
+    def done(self) -> bool:
+        """Whether every sequence has ended."""
+        return all(sequence.stop_reason for sequence in self.sequences)
+
+    def result(self) -> SampleResult:
+        """What the request drew."""
+        length = len(self.request.prompt)
+        prompt_logprobs = top = None
+        if self.scores is not None:
+            if self.request.prompt_logprobs:
+                prompt_logprobs = np.concatenate(([np.float32(np.nan)], self.scores.logprobs[: length - 1]))
+            if k := self.request.topk_prompt_logprobs:
+                top = _top_logprobs(self.scores, length, k)
+        return SampleResult(tuple(s.result() for s in self.sequences), prompt_logprobs, top)
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One continuation on its way: all its state."""
+
+    job: Job
+    index: int
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    stop_reason: str = ""
+
+    @property
+    def last_token(self) -> int:
+        """The newest token, which is not in the cache yet."""
+        return self.tokens[-1] if self.tokens else int(self.job.request.prompt[-1])
+
+    @property
+    def position(self) -> int:
+        """Where the newest token belongs."""
+        return len(self.job.request.prompt) - 1 + len(self.tokens)
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that may still be drawn."""
+        return 0 if self.stop_reason else self.job.request.params.max_tokens - len(self.tokens)
+
+    @property
+    def most_tokens(self) -> int:
+        """Length of prompt and continuation at most."""
+        return len(self.job.request.prompt) + self.job.request.params.max_tokens
+
+    def extend(self, tokens: Items[int], logprobs: Items[float]) -> None:
+        """Take newly drawn tokens, and end where a stop id, a stop string or the limit says so."""
+        seen = len(self.tokens)
+        self.tokens += tokens
+        self.logprobs += logprobs
+        end = self.job.stop_strings.first(self.tokens, seen)
+        if end is not None:
+            del self.tokens[end:], self.logprobs[end:]
+            self.stop_reason = "stop"
+        elif self.tokens and self.tokens[-1] in self.job.stop_ids:
+            self.stop_reason = "stop"
+        elif self.remaining <= 0:
+            self.stop_reason = "length"
+
+    def result(self) -> SampledSequence:
+        """The finished continuation."""
+        tokens, logprobs = np.array(self.tokens, np.int32), np.array(self.logprobs, np.float32)
+        return SampledSequence(tokens, logprobs, "stop" if self.stop_reason == "stop" else "length")
+
+
+class Sampler:
+    """Continuous batching over one base model. The engine thread alone calls it."""
+
+    def __init__(self, base: BaseModel, rows: int, steps: int, cache_limit: int):
+        self._base = base
+        self._graph, self._state = nnx.split(base.decoder)
+        self._dtype = base.decoder.head.dtype
+        self._most_rows, self._steps, self._cache_limit = rows, steps, cache_limit
+        self._waiting: deque[Sequence] = deque()
+        self._rows: list[Sequence | None] = []  # what each row of the cache decodes
+        self._cache: KVCache | None = None
+        self._set: tuple[tuple[Adapter | None, ...], int, AdapterSet | None] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether any sequence decodes or waits."""
+        return bool(self._waiting) or any(self._rows)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Jobs with a sequence that decodes or waits."""
+        return list(dict.fromkeys(s.job for s in (*self._rows, *self._waiting) if s is not None))
+
+    def add(self, request: Sample, snapshot: Snapshot | None) -> Job:
+        """Queue the sequences of a request."""
+        params = request.params
+        seed = secrets.randbits(63) if params.seed is None else params.seed % 2**64
+        stops = self._base.eos_ids if params.stop is None else params.stop
+        ids = tuple(stop for stop in stops if isinstance(stop, int))
+        strings = StopStrings([stop for stop in stops if isinstance(stop, str)], self._base.tokenizer)
+        job = Job(request, snapshot, seed, ids, strings)
+        job.sequences = [Sequence(job, index) for index in range(request.num_samples)]
+        self._waiting.extend(job.sequences)
+        return job
+
+    def step(self) -> list[Job]:
+        """Admit what has room, decode a few tokens for all rows. Returns the jobs that ended."""
+        self._admit()
+        self._decode()
+        ended = {s.job: None for s in self._rows if s is not None and s.stop_reason}
+        self._rows = [None if s is None or s.stop_reason else s for s in self._rows]
+        return [job for job in ended if job.done]
+
+    def clear(self) -> list[Job]:
+        """Forget everything, after a failure. Returns the jobs that were under way."""
+        jobs = self.jobs
+        self._waiting.clear()
+        self._rows, self._cache, self._set = [], None, None
+        return jobs
+
+    # ------------------------------------------------------------------------- admission
+
+    def _admit(self) -> None:
+        active = [s for s in self._rows if s is not None]
+        joining: list[Sequence] = []
+        while self._waiting and self._fits([*active, *joining, self._waiting[0]]):
+            joining.append(self._waiting.popleft())
+        if joining or not active or self._sparse(len(active)):
+            self._make_room([*active, *joining], len(active))
+        self._prefill(joining)
+
+    def _sparse(self, active: int) -> bool:
+        """Whether so few rows are left that a smaller batch pays for its move. The last step down does not."""
+        return len(self._rows) > SMALL_ROWS and active * 4 <= len(self._rows)
+
+    def _fits(self, sequences: list[Sequence]) -> bool:
+        """Whether these may decode together. One alone always may."""
+        if len(sequences) == 1:
+            return True
+        if len(sequences) > self._most_rows:
+            return False
+        rows = rows_bucket(len(sequences), self._most_rows)
+        width = width_bucket(max(s.most_tokens for s in sequences))
+        return cache_bytes(self._base.config, rows, width, self._dtype) <= self._cache_limit
+
+    def _make_room(self, sequences: list[Sequence], active: int) -> None:
+        """Rows and cache for exactly ``sequences``, of which the first ``active`` are in the cache now."""
+        if not sequences:
+            self._rows, self._cache, self._set = [], None, None
+            return
+        rows = rows_bucket(len(sequences), self._most_rows)
+        width = width_bucket(max(s.most_tokens for s in sequences))
+        if self._cache is None or not active:
+            if self._cache is None or cache_size(self._cache) != (rows, width):
+                self._cache = None  # freed before its successor is made
+                self._cache = make_cache(self._base.config, rows, width, self._dtype)
+        elif cache_size(self._cache) != (rows, width):
+            keep = [row for row, s in enumerate(self._rows) if s is not None]
+            self._cache = resize(self._cache, keep, rows, width)
+        else:  # same size: everybody stays, newcomers take the empty rows
+            places = list(self._rows)
+            newcomers = iter(sequences[active:])
+            self._rows = [next(newcomers, None) if s is None else s for s in places]
+            return
+        self._rows = [*sequences, *[None] * (rows - len(sequences))]
+
+    def _prefill(self, joining: list[Sequence]) -> None:
+        """Bring the prompts of ``joining`` into the cache, each prompt once."""
+        first: dict[Job, Sequence] = {}
+        for sequence in joining:
+            first.setdefault(sequence.job, sequence)
+        for job in first:
+            if job.scores is None and (job.request.prompt_logprobs or job.request.topk_prompt_logprobs):
+                job.scores = self._score(job)
+        prompts = sorted((s for s in first.values() if s.position > 0), key=lambda s: s.position)
+        while prompts:
+            most = max(1, PREFILL_TOKENS // bucket(prompts[-1].position, 16))
+            prompts, batch = prompts[:-most], prompts[-most:]
+            self._prefill_batch(batch)
+        for sequence in joining:
+            source = first[sequence.job]
+            if source is not sequence and sequence.position > 0:
+                self._cache = copy_row(self._cache, self._rows.index(source), self._rows.index(sequence))
+
+    def _prefill_batch(self, sequences: list[Sequence]) -> None:
+        assert self._cache is not None
+        count, width = bucket(len(sequences)), bucket(max(s.position for s in sequences), 16)
+        _, beyond = cache_size(self._cache)
+        tokens = np.zeros((count, width), np.int32)
+        positions = np.full((count, width), beyond, np.int32)
+        rows, entries = np.zeros(count, np.int32), np.zeros(count, np.int32)
+        adapters, entry = self._adapters()
+        for i, sequence in enumerate(sequences):
+            length = sequence.position
+            tokens[i, :length] = sequence.job.request.prompt[:-1]
+            positions[i, :length] = np.arange(length)
+            rows[i] = self._rows.index(sequence)
+            entries[i] = entry[sequence.job.adapter]
+        self._cache = decoding.prefill(
+            self._graph, self._state, adapters, self._cache, tokens, positions, rows, entries
+        )
+
+    def _score(self, job: Job) -> decoding.Scores:
+        prompt, k = job.request.prompt, job.request.topk_prompt_logprobs
+        tokens = np.zeros(bucket(len(prompt), 16), np.int32)
+        tokens[: len(prompt)] = prompt
+        adapters = combine([job.adapter], 1)
+        k = min(bucket(k), self._base.config.vocab_size) if k else 0
+        return jax.device_get(decoding.score(self._graph, k, self._state, adapters, tokens, np.int32(len(prompt))))
+
+    # -------------------------------------------------------------------------- decoding
+
+    def _decode(self) -> None:
+        if not any(self._rows):
+            return
+        adapters, entry = self._adapters()
+        rows = self._row_arrays(entry)
+        self._cache, tokens, logprobs = decoding.decode(
+            self._graph, self._steps, self._state, adapters, self._cache, rows, np.int32(self._steps)
+        )
+        tokens, logprobs = jax.device_get((tokens, logprobs))
+        for row, sequence in enumerate(self._rows):
+            if sequence is not None:
+                drawn = int((tokens[row] >= 0).sum())
+                sequence.extend(tokens[row, :drawn].tolist(), logprobs[row, :drawn].tolist())
+
+    def _row_arrays(self, entry: dict[Adapter | None, int]) -> decoding.Rows:
+        def column(dtype, of, empty):
+            return np.array([empty if s is None else of(s) for s in self._rows], dtype)
+
+        vocabulary = self._base.config.vocab_size
+        return decoding.Rows(
+            token=column(np.int32, lambda s: s.last_token, 0),
+            position=column(np.int32, lambda s: s.position, 0),
+            drawn=column(np.int32, lambda s: len(s.tokens), 0),
+            remaining=column(np.int32, lambda s: s.remaining, 0),
+            adapter=column(np.int32, lambda s: entry[s.job.adapter], 0),
+            stop_ids=stop_id_table([() if s is None else s.job.stop_ids for s in self._rows]),
+            draw=DrawParams(
+                temperature=column(np.float32, lambda s: _temperature(s.job.request.params.temperature), 0),
+                top_k=column(np.int32, lambda s: _top_k(s.job.request.params.top_k, vocabulary), vocabulary),
+                top_p=column(np.float32, lambda s: s.job.request.params.top_p, 1),
+                seed=column(np.uint32, lambda s: divmod(s.job.seed, 2**32), (0, 0)),
+                sample=column(np.int32, lambda s: s.index, 0),
+            ),
+        )
+
+    def _adapters(self) -> tuple[AdapterSet | None, dict[Adapter | None, int]]:
+        """The adapter set of the present rows, and each adapter's entry in it. Rebuilt only when the rows change."""
+        members = tuple(dict.fromkeys(s.job.adapter for s in self._rows if s is not None))
+        if self._set is None or self._set[0] != members:
+            size = bucket(len(members))
+            self._set = (members, size, combine(members, size))
+        return self._set[2], {adapter: entry for entry, adapter in enumerate(members)}
+
+
+def _temperature(value: float) -> float:
+    return max(value, COLDEST) if value > 0 else 0.0
+
+
+def _top_k(value: int, vocabulary: int) -> int:
+    return vocabulary if value == -1 else min(value, vocabulary)
+
+
+def _top_logprobs(scores: decoding.Scores, length: int, k: int) -> TopLogprobs:
+    ids, logprobs = np.zeros((length, k), np.int32), np.full((length, k), SENTINEL, np.float32)
+    ids[1:], logprobs[1:] = scores.top_ids[: length - 1, :k], scores.top_logprobs[: length - 1, :k]
+    return TopLogprobs(ids, logprobs)

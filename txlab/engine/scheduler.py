@@ -1,0 +1,147 @@
+"""Which request may run now. Pure Python: knows order and fairness, not arrays.
+
+The requests of one model take effect in seq_id order. Passes commute with one another, so all that lie before a
+model's next barrier (optim_step, save, load, snapshot) may run together, and together with those of other models.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from txlab.engine.requests import ForwardBackward, ImportAdapter, Request, RequestError, Result, Sequenced
+
+Done = Callable[[Result | Exception], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ticket:
+    """A request and whom to tell. ``done`` is called once, on the engine thread."""
+
+    request: Request
+    done: Done
+    arrival: int
+
+    @property
+    def group(self) -> tuple[bool, str]:
+        """Passes of one group may share a device batch."""
+        assert isinstance(self.request, ForwardBackward)
+        return self.request.backward, self.request.loss
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a pass."""
+        assert isinstance(self.request, ForwardBackward)
+        return sum(len(datum.tokens) for datum in self.request.data)
+
+
+@dataclass(slots=True)
+class _Model:
+    next_seq: int
+    waiting: dict[int, Ticket] = field(default_factory=dict)  # seq_id -> arrived, perhaps out of order
+    ready: deque[Ticket] = field(default_factory=deque)  # in order, without gaps
+    running: int = 0  # passes handed out and not finished
+
+    def advance(self) -> None:
+        while (ticket := self.waiting.pop(self.next_seq, None)) is not None:
+            self.ready.append(ticket)
+            self.next_seq += 1
+
+    def passes(self) -> list[Ticket]:
+        """Ready passes before the next barrier."""
+        found = []
+        for ticket in self.ready:
+            if not isinstance(ticket.request, ForwardBackward):
+                break
+            found.append(ticket)
+        return found
+
+    def barrier(self) -> Ticket | None:
+        """The next barrier, if nothing before it is left or running."""
+        if self.running or not self.ready or isinstance(self.ready[0].request, ForwardBackward):
+            return None
+        return self.ready[0]
+
+
+class Scheduler:
+    """Sequenced requests by model. The engine thread alone calls it."""
+
+    def __init__(self, pass_tokens: int):
+        self._pass_tokens = pass_tokens
+        self._models: dict[str, _Model] = {}
+
+    def open(self, model_id: str) -> None:
+        """Begin to accept requests of a model; its first seq_id is 1."""
+        self._models.setdefault(model_id, _Model(next_seq=1))
+
+    def close(self, model_id: str) -> list[Ticket]:
+        """Forget a model. Returns what was queued for it."""
+        model = self._models.pop(model_id, None)
+        return [] if model is None else [*model.ready, *model.waiting.values()]
+
+    def close_all(self) -> list[Ticket]:
+        """Forget all models. Returns what was queued."""
+        return [ticket for model_id in list(self._models) for ticket in self.close(model_id)]
+
+    def add(self, ticket: Ticket) -> None:
+        """Queue a sequenced request. RequestError where its model is unknown or its seq_id was used."""
+        request = ticket.request
+        assert isinstance(request, Sequenced)
+        if request.model_id not in self._models and isinstance(request, ImportAdapter) and request.seq_id == 0:
+            self._models[request.model_id] = _Model(next_seq=0)
+        model = self._models.get(request.model_id)
+        if model is None:
+            raise RequestError(f"there is no model {request.model_id!r}: it was never created, or was unloaded")
+        if request.seq_id < model.next_seq or request.seq_id in model.waiting:
+            raise RequestError(f"seq_id {request.seq_id} of {request.model_id!r} was used before")
+        model.waiting[request.seq_id] = ticket
+        model.advance()
+
+    def next_barrier(self) -> Ticket | None:
+        """The longest waiting request that must run alone, if one may run now."""
+        found = [(ticket.arrival, model) for model in self._models.values() if (ticket := model.barrier())]
+        return min(found, key=lambda pair: pair[0])[1].ready.popleft() if found else None
+
+    def next_passes(self) -> list[Ticket]:
+        """Passes of one group that may run together now, of all models.
+
+        The longest waiting pass chooses the group; others join in order of arrival up to a limit of tokens, so that
+        a large request delays a small one of another model by a bounded time.
+        """
+        ready = sorted((t for model in self._models.values() for t in model.passes()), key=lambda t: t.arrival)
+        if not ready:
+            return []
+        chosen: list[Ticket] = []
+        tokens = 0
+        for ticket in (t for t in ready if t.group == ready[0].group):
+            if chosen and tokens + ticket.tokens > self._pass_tokens:
+                continue
+            chosen.append(ticket)
+            tokens += ticket.tokens
+        self._start(chosen)
+        return chosen
+
+    def finish(self, tickets: Sequence[Ticket]) -> None:
+        """Passes handed out by ``next_passes`` have ended, well or not."""
+        for ticket in tickets:
+            model = self._models.get(model_of(ticket))
+            if model is not None:
+                model.running -= 1
+
+    def queued(self, model_id: str) -> int:
+        """Requests of a model that wait."""
+        model = self._models.get(model_id)
+        return 0 if model is None else len(model.ready) + len(model.waiting)
+
+    def _start(self, tickets: Sequence[Ticket]) -> None:
+        for ticket in tickets:
+            model = self._models[model_of(ticket)]
+            model.ready.remove(ticket)
+            model.running += 1
+
+
+def model_of(ticket: Ticket) -> str:
+    """The model of a sequenced request."""
+    assert isinstance(ticket.request, Sequenced)
+    return ticket.request.model_id
