@@ -159,7 +159,7 @@ def _add(total: Weights, gradient: Weights) -> Weights:
 @partial(jax.jit, donate_argnums=(1, 2))
 def _optim_step(weights: Weights, gradient: Weights, moments: optax.ScaleByAdamState, adam: Mapping[str, jax.Array]):
     """AdamW as torch has it; weights are not donated, since a snapshot may share them."""
-    norm = optax.global_norm(gradient)
+    norm = optax.tree.norm(gradient)
     clip = adam["grad_clip_norm"]
     factor = jnp.where(clip > 0, jnp.minimum(1.0, clip / (norm + 1e-6)), 1.0)
     gradient = jax.tree.map(lambda g: g * factor, gradient)

@@ -1,0 +1,51 @@
+"""One tiny base model and one engine for all tests of a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from tests.engine.tools import Client
+from txlab.config import EngineSettings, ModelSettings
+from txlab.engine.engine import Engine
+from txlab.engine.events import EventBus
+from txlab.models.base import BaseModel, load_base
+
+
+@pytest.fixture(scope="session")
+def base(tiny_llama: Path) -> BaseModel:
+    """The tiny Llama, loaded."""
+    return load_base(ModelSettings(name=str(tiny_llama)))
+
+
+@pytest.fixture(scope="session")
+def bus() -> EventBus:
+    """What the shared engine publishes on."""
+    return EventBus()
+
+
+@pytest.fixture(scope="session")
+def engine(base: BaseModel, bus: EventBus) -> Iterator[Engine]:
+    """A running engine."""
+    engine = Engine(base, EngineSettings(train_tokens=256, sample_rows=8), bus)
+    engine.start()
+    yield engine
+    engine.stop()
+
+
+_names = (f"adapter-{n}" for n in count())
+
+
+@pytest.fixture
+def client(engine: Engine) -> Client:
+    """A fresh adapter of rank 8 and seed 1."""
+    return Client(engine, next(_names))
+
+
+@pytest.fixture
+def another(engine: Engine) -> Client:
+    """A second one, equal to the first."""
+    return Client(engine, next(_names))

@@ -1,0 +1,105 @@
+"""Golden numbers of one training step from transformers and PEFT, for machines without torch.
+
+Run from the repository root, with the ``parity`` extra: ``python -m tests.engine.golden.make_peft``.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from tests.models.tiny import make_tiny
+from txlab.models.config import ATTENTION, MLP, UNEMBED
+
+GOLDEN = Path(__file__).with_name("peft.npz")
+RANK = 4
+LEARNING_RATE = 0.01
+LENGTHS = (12, 31, 5)
+OVERRIDES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+OVERRIDES |= {"head_dim": 8, "vocab_size": 320}
+
+
+def batch() -> list[tuple[np.ndarray, np.ndarray]]:
+    """Token ids (N + 1,) and weights (N,) of each sequence."""
+    rng = np.random.default_rng(1)
+    return [(rng.integers(10, 300, n + 1), rng.uniform(0, 2, n).astype(np.float32)) for n in LENGTHS]
+
+
+def draw_factors(shapes: dict[str, tuple[int, int]], layers: int) -> dict[str, np.ndarray]:
+    """Random A and B, neither zero, so that every factor has a gradient."""
+    rng = np.random.default_rng(2)
+    factors = {}
+    for name, (n_in, n_out) in shapes.items():
+        stacked = () if name in UNEMBED else (layers,)
+        factors[f"{name}.a"] = rng.uniform(-(n_in**-0.5), n_in**-0.5, (*stacked, n_in, RANK)).astype(np.float32)
+        factors[f"{name}.b"] = rng.normal(0, 0.02, (*stacked, RANK, n_out)).astype(np.float32)
+    return factors
+
+
+def peft_step(folder: Path, factors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Logprobs, summed loss, gradients, and the factors after one AdamW step, as PEFT computes them."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    config = LoraConfig(r=RANK, lora_alpha=32, target_modules=[*ATTENTION, *MLP, *UNEMBED], bias="none")
+    model = get_peft_model(base, config)
+    own = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    for key, parameter in own.items():
+        parameter.data = torch.from_numpy(_of_parameter(factors, key).T.copy())
+    optimizer = torch.optim.AdamW(own.values(), lr=LEARNING_RATE, betas=(0.9, 0.95), eps=1e-12, weight_decay=0.01)
+    loss, out = torch.zeros(()), {}
+    for i, (tokens, weights) in enumerate(batch()):
+        logits = model(torch.from_numpy(tokens[None, :-1])).logits[0]
+        targets = torch.from_numpy(tokens[1:])
+        logprobs = torch.log_softmax(logits, -1)[torch.arange(len(targets)), targets]
+        loss = loss - (logprobs * torch.from_numpy(weights)).sum()
+        out[f"logprobs.{i}"] = logprobs.detach().numpy()
+    loss.backward()
+    out["loss"] = loss.detach().numpy()
+    out |= {f"gradient.{name}": array for name, array in _stacked(factors, own, lambda p: p.grad).items()}
+    optimizer.step()
+    out |= {f"stepped.{name}": array for name, array in _stacked(factors, own, lambda p: p.data).items()}
+    return out
+
+
+def _place(key: str) -> tuple[str, int | None]:
+    """Our name of a PEFT parameter, and its layer."""
+    parts = key.split(".")
+    factor = "a" if "lora_A" in parts else "b"
+    name = parts[parts.index(f"lora_{factor.upper()}") - 1]
+    layer = int(parts[parts.index("layers") + 1]) if "layers" in parts else None
+    return f"{name}.{factor}", layer
+
+
+def _of_parameter(factors: dict[str, np.ndarray], key: str) -> np.ndarray:
+    name, layer = _place(key)
+    return factors[name] if layer is None else factors[name][layer]
+
+
+def _stacked(factors, parameters, of) -> dict[str, np.ndarray]:
+    out = {name: np.zeros_like(array) for name, array in factors.items()}
+    for key, parameter in parameters.items():
+        name, layer = _place(key)
+        out[name][... if layer is None else layer] = of(parameter).numpy().T
+    return out
+
+
+def main() -> None:
+    """Write the golden file."""
+    from txlab.config import ModelSettings
+    from txlab.models.base import load_base
+    from txlab.models.config import projection_shapes
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = make_tiny(Path(temporary) / "tiny", "llama", **OVERRIDES)
+        config = load_base(ModelSettings(name=str(folder))).config
+        factors = draw_factors(projection_shapes(config), config.num_layers)
+        np.savez_compressed(GOLDEN, **peft_step(folder, factors))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The bus and the histories that views are drawn from."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from txlab.engine.events import (
+    AdapterCreated,
+    EventBus,
+    PassCompleted,
+    ProgramCompiled,
+    SampleCompleted,
+    Series,
+    StateChanged,
+    StepCompleted,
+)
+
+
+def trained(bus, steps, model="m"):
+    bus.publish(AdapterCreated(model, "one", 8, 100))
+    for step in range(1, steps + 1):
+        bus.publish(PassCompleted(model, loss=30.0 / step, weight=10.0, tokens=20, seconds=0.5, backward=True))
+        bus.publish(PassCompleted(model, loss=10.0 / step, weight=10.0, tokens=20, seconds=0.5, backward=True))
+        bus.publish(StepCompleted(model, step, 1e-3, 2.0, 400))
+
+
+def test_loss_is_per_weight_over_all_passes_of_a_step():
+    bus = EventBus()
+    trained(bus, 4)
+    (adapter,) = bus.view().adapters
+    np.testing.assert_allclose(adapter.curves["loss"], [(1, 2.0), (2, 1.0), (3, 2 / 3), (4, 0.5)])
+    assert (adapter.step, adapter.tokens, adapter.tokens_per_second, adapter.memory_bytes) == (4, 160, 40.0, 400)
+
+
+def test_forward_only_passes_are_not_training():
+    bus = EventBus()
+    trained(bus, 1)
+    bus.publish(PassCompleted("m", 99.0, 1.0, 5, 0.1, backward=False))
+    assert bus.view().adapters[0].loss == 2.0
+
+
+def test_a_view_is_a_copy():
+    bus = EventBus()
+    trained(bus, 1)
+    before = bus.view()
+    bus.publish(StateChanged("m", "training"))
+    bus.publish(StepCompleted("m", 2, 1e-3, 2.0, 400))
+    assert before.adapters[0].state == "idle"
+    assert before.adapters[0].step == 1
+    assert bus.view().adapters[0].state == "training"
+
+
+def test_series_are_bounded_and_keep_first_and_last():
+    series = Series(limit=64)
+    for x in range(10_000):
+        series.append(x, -x)
+    assert len(series.points) <= 64
+    assert series.points[0] == (0, 0)
+    assert series.points[-1] == (9999, -9999)
+    xs = [x for x, _ in series.points]
+    assert xs == sorted(xs)
+
+
+def test_samples_are_bounded_and_newest_first():
+    bus = EventBus(samples=3)
+    for n in range(5):
+        bus.publish(SampleCompleted(None, np.zeros(1, np.int32), np.array([n]), np.zeros(1), "stop", 0.1))
+    assert [int(s.tokens[0]) for s in bus.view().samples] == [4, 3, 2]
+
+
+def test_events_of_unknown_adapters_are_ignored_and_compiles_counted():
+    bus = EventBus()
+    bus.publish(StateChanged("nobody", "failed"))
+    bus.publish(ProgramCompiled("decode", 1.5))
+    assert (bus.view().adapters, bus.view().compiles, bus.view().compile_seconds) == ((), 1, 1.5)
+
+
+def test_wait_wakes_on_an_event_and_on_wake():
+    bus = EventBus()
+    for act in (lambda: bus.publish(ProgramCompiled("p", 0.1)), bus.wake):
+        seen = bus.view().version
+        timer = threading.Timer(0.05, act)
+        timer.start()
+        assert bus.wait(seen, timeout=10) > seen
+    assert bus.wait(bus.view().version, timeout=0.01) == bus.view().version

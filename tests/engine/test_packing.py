@@ -1,0 +1,73 @@
+"""Sequences in device batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.engine.tools import datum
+from txlab.engine.losses import LOSSES
+from txlab.engine.packing import Item, bucket, pack
+
+CE = LOSSES["cross_entropy"]
+
+
+def items(lengths, adapters=None):
+    return [Item(0, i, 0 if adapters is None else adapters[i], datum(n, i), {}) for i, n in enumerate(lengths)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_token_lies_in_exactly_one_place(seed):
+    rng = np.random.default_rng(seed)
+    lengths = np.exp(rng.uniform(0, np.log(512), 40)).astype(int)
+    given = items(lengths, rng.integers(0, 3, 40))
+    placed = {}
+    for batch in pack(given, CE, 1024):
+        used = np.zeros(batch.tokens.shape, int)
+        for p in batch.placements:
+            used[p.span] += 1
+            placed[p.item.index] = p.item
+            assert (batch.tokens[p.span] == p.item.datum.tokens).all()
+            assert (batch.targets[p.span] == p.item.datum.targets).all()
+            assert (batch.positions[p.span] == np.arange(len(p.item))).all()
+            assert batch.adapters[p.row] == p.item.adapter
+            assert len(set(batch.segment_ids[p.span])) == 1
+        assert used.max() == 1
+        assert ((batch.segment_ids > 0) == (used == 1)).all()
+        assert (batch.inputs["weights"] == used).all(), "weights default to one, and to zero in padding"
+        segments = [(p.row, batch.segment_ids[p.span][0]) for p in batch.placements]
+        assert len(set(segments)) == len(segments)
+    assert sorted(placed) == list(range(40))
+
+
+def test_shapes_are_powers_of_two_within_the_budget():
+    for batch in pack(items([300, 20, 20, 20, 7, 130, 64]), CE, 1024):
+        rows, width = batch.tokens.shape
+        assert rows == bucket(rows)
+        assert width == bucket(width)
+        assert rows * width <= 1024
+
+
+def test_a_sequence_longer_than_the_budget_gets_a_row_of_its_own():
+    (batch,) = pack(items([700]), CE, 256)
+    assert batch.tokens.shape == (1, 1024)
+
+
+def test_short_sequences_of_one_adapter_share_rows():
+    (batch,) = pack(items([25] * 7), CE, 1024)
+    assert batch.tokens.size == 256
+    (alone,) = pack(items([25]), CE, 1024)
+    assert alone.tokens.shape == (1, 32), "one short sequence is not padded to a wide row"
+
+
+def test_options_become_inputs_and_a_datum_may_override_them():
+    ppo = LOSSES["ppo"]
+    required = {"logprobs": 0.0, "advantages": 1.0}
+    given = [
+        Item(0, 0, 0, datum(4, **required), {"clip_low_threshold": 0.5}),
+        Item(0, 1, 0, datum(4, **required, clip_low_threshold=0.1), {}),
+    ]
+    (batch,) = pack(given, ppo, 256)
+    low = [batch.inputs["clip_low_threshold"][p.span][0] for p in batch.placements]
+    assert np.allclose(low, [0.5, 0.1])
+    assert np.allclose(batch.inputs["clip_high_threshold"][batch.placements[0].span], 1.2)

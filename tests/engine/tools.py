@@ -1,0 +1,81 @@
+"""Short hands of the engine's tests."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from itertools import count
+
+import numpy as np
+
+from txlab.engine.engine import Engine
+from txlab.engine.requests import (
+    CreateAdapter,
+    Datum,
+    ForwardBackward,
+    OptimStep,
+    Request,
+    SamplingParams,
+    TakeSnapshot,
+)
+from txlab.lora.state import LoraConfig
+
+
+def ask(engine: Engine, request: Request) -> Future:
+    """Submit a request; a future of its result."""
+    future: Future = Future()
+
+    def done(result):
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+    engine.submit(request, done)
+    return future
+
+
+def answer(engine: Engine, request: Request):
+    """Submit a request and wait."""
+    return ask(engine, request).result(timeout=120)
+
+
+def tokens(n: int, seed: int = 0) -> np.ndarray:
+    """N token ids of the tiny models' vocabulary, without its special ones."""
+    return np.random.default_rng(seed).integers(10, 300, n).astype(np.int32)
+
+
+def datum(n: int, seed: int = 0, **inputs) -> Datum:
+    """A next-token datum of n positions; inputs are arrays, or one number for all positions."""
+    text = tokens(n + 1, seed)
+    return Datum(text[:-1], text[1:], {k: np.broadcast_to(np.float32(v), n) for k, v in inputs.items()})
+
+
+def greedy(n: int, **kw) -> SamplingParams:
+    """Up to n tokens without randomness, and without EOS unless a stop is given."""
+    return SamplingParams(max_tokens=n, temperature=0.0, **({"stop": ()} | kw))
+
+
+class Client:
+    """One adapter of an engine, with its own count of seq_ids."""
+
+    def __init__(self, engine: Engine, model_id: str, **lora):
+        self.engine, self.model_id = engine, model_id
+        self._seq = count(1)
+        answer(engine, CreateAdapter(model_id, LoraConfig(**({"rank": 8, "seed": 1} | lora)), model_id))
+
+    def send(self, kind, **fields) -> Future:
+        """Submit a sequenced request of this adapter."""
+        return ask(self.engine, kind(model_id=self.model_id, seq_id=next(self._seq), **fields))
+
+    def forward_backward(self, *data: Datum, **fields):
+        return self.send(ForwardBackward, data=data, **fields).result(120)
+
+    def forward(self, *data: Datum, **fields):
+        return self.forward_backward(*data, backward=False, **fields)
+
+    def step(self, adam):
+        return self.send(OptimStep, adam=adam).result(120)
+
+    def snapshot(self, snapshot_id: str) -> str:
+        self.send(TakeSnapshot, snapshot_id=snapshot_id).result(120)
+        return snapshot_id
