@@ -54,7 +54,7 @@ class ServerSettings:
     port: int = 0  # 0: any free port
     api_key: str | None = None  # None: a random ``tml-`` key per server
     poll_seconds: float = 30.0  # how long retrieve_future is held; the SDK gives up at 45
-    session_seconds: float = 300.0  # a session without a heartbeat for so long is finished
+    session_seconds: float = 3600.0  # a session silent for so long is finished; a breakpoint silences the SDK's heartbeat
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""The Tinker API, and nothing else."""

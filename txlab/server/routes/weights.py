@@ -1,0 +1,155 @@
+"""Checkpoints and samplers made of a model's weights, and models made of checkpoints.
+
+The engine hands over copies in host memory; worker threads bring them to the disk and back.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from txlab.engine.requests import ExportAdapter, ImportAdapter, RequestError, TakeSnapshot
+from txlab.engine.validation import validate
+from txlab.lora.state import AdapterState
+from txlab.server.errors import ApiError
+from txlab.server.futures import Reply, json_reply
+from txlab.server.routes.models import check_optimizer
+from txlab.server.sessions import Model, Sampler
+from txlab.server.state import Server, ServerState
+from txlab.server.wire import LoadWeights, SaveWeights, SaveWeightsForSampler, UntypedFuture, WeightsInfo, WeightsPath
+from txlab.store.checkpoints import Address
+
+router = APIRouter(tags=["weights"])
+
+
+@router.post("/save_weights", summary="Write a checkpoint to train on from")
+async def save_weights(body: SaveWeights, server: Server) -> UntypedFuture:
+    """Weights and optimizer state as they are when it is this request's turn."""
+    server.sessions.model(body.model_id)
+
+    async def save() -> Reply:
+        with server.turn(body.model_id, body.seq_id):
+            address = Address(body.model_id, "weights", body.path)
+        state = await _export(server, ExportAdapter(body.model_id, body.seq_id, optimizer=True))
+        info = await server.in_worker(
+            server.checkpoints.write,
+            address,
+            state,
+            base_model=server.engine.base.name,
+            ttl_seconds=body.ttl_seconds,
+            overwrite=body.overwrite,
+            user_metadata=body.user_metadata,
+        )
+        return json_reply({"path": info.path, "type": "save_weights"})
+
+    return server.start("training", (body.model_id, body.seq_id), save, model_id=body.model_id)
+
+
+@router.post("/save_weights_for_sampler", summary="Write a checkpoint to sample from, or freeze the weights in memory")
+async def save_weights_for_sampler(body: SaveWeightsForSampler, server: Server) -> UntypedFuture:
+    """With a name: a checkpoint. Without: a sampler that lives as long as its session."""
+    model = server.sessions.model(body.model_id)
+
+    async def save() -> Reply:
+        if body.path is None:
+            return await _take_snapshot(server, model, body)
+        with server.turn(body.model_id, body.seq_id):
+            address = Address(body.model_id, "sampler_weights", body.path)
+        state = await _export(server, ExportAdapter(body.model_id, body.seq_id, optimizer=False))
+        info = await server.in_worker(
+            server.checkpoints.write,
+            address,
+            state,
+            base_model=server.engine.base.name,
+            ttl_seconds=body.ttl_seconds,
+            user_metadata=body.user_metadata,
+        )
+        return json_reply({"path": info.path, "type": "save_weights_for_sampler"})
+
+    return server.start("training", (body.model_id, body.seq_id), save, model_id=body.model_id)
+
+
+async def _export(server: ServerState, request: ExportAdapter) -> AdapterState:
+    state = await server.ask(request)
+    assert isinstance(state, AdapterState)
+    return state
+
+
+async def _take_snapshot(server: ServerState, model: Model, body: SaveWeightsForSampler) -> Reply:
+    with server.turn(body.model_id, body.seq_id):
+        if body.sampling_session_seq_id is None:
+            raise RequestError("expected path (a name) or sampling_session_seq_id")
+        session = server.sessions.get(model.session_id)
+        sampler_id = session.sampler_id(body.sampling_session_seq_id)
+        sampler = Sampler(sampler_id, session.session_id, snapshot_id=sampler_id)
+    with session.holding(sampler):
+        await server.ask(TakeSnapshot(body.model_id, body.seq_id, sampler_id))
+    return json_reply({"sampling_session_id": sampler_id, "type": "save_weights_for_sampler"})
+
+
+@router.post("/load_weights", summary="Load a checkpoint into a new model, or as a model's next request")
+async def load_weights(body: LoadWeights, server: Server) -> UntypedFuture:
+    """Without ``optimizer`` the weights alone are taken, and the optimizer starts afresh."""
+    if body.session_id is not None and body.model_seq_id is not None:
+        check_optimizer(body.optimizer_config)
+        server.check_base_model(body.base_model or server.engine.base.name)
+        return _create_from_checkpoint(server, body, body.session_id, body.model_seq_id)
+    if body.model_id is not None and body.seq_id is not None:
+        return _load_into(server, body, body.model_id, body.seq_id)
+    raise ApiError(422, "expected session_id and model_seq_id, or model_id and seq_id")
+
+
+def _create_from_checkpoint(
+    server: ServerState, body: LoadWeights, session_id: str, model_seq_id: int
+) -> UntypedFuture:
+    session = server.sessions.get(session_id)
+    model_id = session.model_id(model_seq_id)
+
+    async def create() -> Reply:
+        state = await _read(server, body)
+        name = server.sessions.next_model_name(session, body.user_metadata)
+        request = ImportAdapter(model_id, 0, state, name)
+        validate(request, server.engine.limits)
+        server.sessions.get(session_id)
+        with session.holding(Model(model_id, session_id, name, state.lora, body.user_metadata)):
+            await server.ask(request)
+        return json_reply({"path": body.path, "model_id": model_id, "type": "load_weights"})
+
+    return server.start("create_model", model_id, create, model_id=model_id)
+
+
+def _load_into(server: ServerState, body: LoadWeights, model_id: str, seq_id: int) -> UntypedFuture:
+    model = server.sessions.model(model_id)
+
+    async def load() -> Reply:
+        with server.turn(model_id, seq_id):
+            state = await _read(server, body)
+            request = ImportAdapter(model_id, seq_id, state, model.name)
+            validate(request, server.engine.limits)
+        await server.ask(request)
+        server.sessions.get(model.session_id).models[model_id] = Model(
+            model_id, model.session_id, model.name, state.lora, model.user_metadata
+        )
+        return json_reply({"path": body.path, "model_id": model_id, "type": "load_weights"})
+
+    return server.start("training", (model_id, seq_id), load, model_id=model_id)
+
+
+async def _read(server: ServerState, body: LoadWeights) -> AdapterState:
+    state, _ = await server.in_worker(
+        server.checkpoints.read, body.path, base_model=server.engine.base.name, optimizer=body.optimizer
+    )
+    return state
+
+
+@router.post("/weights_info", summary="Describe a checkpoint")
+async def weights_info(body: WeightsPath, server: Server) -> WeightsInfo:
+    """What a client needs to know before it loads one."""
+    info = await server.in_worker(server.checkpoints.info, body.tinker_path)
+    lora = info.lora
+    return WeightsInfo(
+        base_model=info.base_model,
+        lora_rank=lora.rank,
+        train_unembed=lora.train_unembed,
+        train_mlp=lora.train_mlp,
+        train_attn=lora.train_attn,
+    )

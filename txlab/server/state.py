@@ -1,0 +1,118 @@
+"""What the routes share: the engine, the checkpoints, who is there and what is awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from fastapi import Depends, Request
+
+from txlab.config import ServerSettings
+from txlab.engine import requests
+from txlab.engine.requests import DropSnapshot, Result, SkipSeq, UnloadAdapter
+from txlab.server.errors import ApiError
+from txlab.server.futures import FutureTable, Job
+from txlab.server.sessions import Session, Sessions
+from txlab.server.wire import UntypedFuture
+from txlab.store.checkpoints import Checkpoints
+
+if TYPE_CHECKING:
+    from txlab.engine.engine import Engine
+
+T = TypeVar("T")
+
+INLINE_BYTES = 32 * 1024  # what is decoded or encoded on the loop: under 5 ms even where every datum is tiny
+
+
+class ServerState:
+    """One server. Everything but the engine's callbacks runs on its event loop."""
+
+    def __init__(self, engine: Engine, checkpoints: Checkpoints, settings: ServerSettings):
+        self.engine = engine
+        self.checkpoints = checkpoints
+        self.settings = settings
+        self.futures = FutureTable()
+        self.sessions = Sessions(settings.session_seconds, self._release)
+        self._workers = ThreadPoolExecutor(2, "txlab-server", initializer=_hide_from_debugger)
+
+    def start(self, kind: str, key: Hashable, job: Job, **fields: Any) -> UntypedFuture:
+        """Answer with a future for what ``job`` returns; the same key never runs twice."""
+        return UntypedFuture(request_id=self.futures.start(kind, key, job), **fields)
+
+    async def ask(self, request: requests.Request) -> Result:
+        """Submit to the engine and await the result; RequestError where it fails."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Result] = loop.create_future()
+
+        def done(result: Result | Exception) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(_settle, answer, result)
+
+        self.engine.submit(request, done)
+        return await answer
+
+    @contextmanager
+    def turn(self, model_id: str, seq_id: int) -> Iterator[None]:
+        """Prepare the request at ``seq_id``: where that fails, the seq_id is used up, so that later ones may run."""
+        try:
+            yield
+        except BaseException:
+            self.tell(SkipSeq(model_id, seq_id))
+            raise
+
+    def tell(self, request: requests.Request) -> None:
+        """Submit to the engine; nobody waits for the result."""
+        self.engine.submit(request, lambda result: None)
+
+    async def in_worker(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Run what blocks, or computes for long, in a worker thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._workers, lambda: function(*args, **kwargs))
+
+    async def convert(self, size: int, function: Callable[..., T], *args: Any) -> T:
+        """Decode or encode about ``size`` bytes: here where they are few, else in a worker thread."""
+        return function(*args) if size < INLINE_BYTES else await self.in_worker(function, *args)
+
+    def check_base_model(self, name: str) -> None:
+        """Refuse a base model that is not served."""
+        if name != self.engine.base.name:
+            raise ApiError(404, f"model {name!r} is not served here; this server has {self.engine.base.name!r}")
+
+    def close(self) -> None:
+        """Answer whoever waits, and stop. The engine is the caller's."""
+        self.sessions.close()
+        self.futures.close()
+        self._workers.shutdown(wait=False)
+
+    def _release(self, session: Session) -> None:
+        """Free what an ended session held on the device."""
+        for model_id in session.models:
+            self.tell(UnloadAdapter(model_id))
+        for sampler in session.samplers.values():
+            if sampler.snapshot_id is not None:
+                self.tell(DropSnapshot(sampler.snapshot_id))
+
+
+def _settle(answer: asyncio.Future[Result], result: Result | Exception) -> None:
+    if answer.done():  # its task was cancelled
+        return
+    if isinstance(result, Exception):
+        answer.set_exception(result)
+    else:
+        answer.set_result(result)
+
+
+def _hide_from_debugger() -> None:
+    """Keep this thread running while the notebook's debugger holds the others at a breakpoint."""
+    thread = threading.current_thread()
+    thread.pydev_do_not_trace = thread.is_pydev_daemon_thread = True  # type: ignore[attr-defined]
+
+
+async def _state(request: Request) -> ServerState:
+    return request.app.state.server
+
+
+Server = Annotated[ServerState, Depends(_state)]
