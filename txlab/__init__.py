@@ -1,1 +1,56 @@
-"""txlab: learn and do LLM fine-tuning inside the notebook."""
+"""txlab: learn and do LLM fine-tuning inside the notebook.
+
+``lab = txlab.serve()`` or, in a notebook, ``%load_ext txlab`` and ``lab = %txserve``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from txlab.config import Settings
+    from txlab.notebook.errors import TxlabError
+    from txlab.notebook.lab import Lab, serve
+    from txlab.notebook.loops import allow_asyncio_run
+
+__all__ = ["Lab", "Settings", "TxlabError", "allow_asyncio_run", "serve"]
+
+_HOMES = {
+    "Lab": "txlab.notebook.lab",
+    "Settings": "txlab.config",
+    "TxlabError": "txlab.notebook.errors",
+    "allow_asyncio_run": "txlab.notebook.loops",
+    "serve": "txlab.notebook.lab",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that ``import txlab`` costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'txlab' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+def load_ipython_extension(shell: InteractiveShell) -> None:
+    """``%load_ext txlab``: register the magics."""
+    from txlab.notebook.magics import LabMagics
+
+    shell.register_magics(LabMagics)
+
+
+def unload_ipython_extension(shell: InteractiveShell) -> None:
+    """``%unload_ext txlab``: stop the lab and remove the magics."""
+    from txlab.notebook.lab import Lab
+    from txlab.notebook.magics import LabMagics
+
+    if Lab.current is not None:
+        Lab.current.stop()
+    for name in LabMagics.magics["line"]:
+        shell.magics_manager.magics["line"].pop(name, None)

@@ -54,7 +54,7 @@ class ServerSettings:
     port: int = 0  # 0: any free port
     api_key: str | None = None  # None: a random ``tml-`` key per server
     poll_seconds: float = 30.0  # how long retrieve_future is held; the SDK gives up at 45
-    session_seconds: float = 3600.0  # a session silent for so long is finished; a breakpoint silences the SDK's heartbeat
+    session_seconds: float = 3600.0  # of silence that finish a session; a breakpoint silences the SDK
 
 
 @dataclass(frozen=True, slots=True)

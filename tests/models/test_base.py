@@ -1,0 +1,48 @@
+"""Loading a base model whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.models.tiny import make_tiny
+from txlab.config import DEFAULT_MODEL, ModelSettings
+from txlab.models.base import load_base
+from txlab.models.config import UnsupportedModel
+
+
+def test_a_folder(tiny_llama):
+    base = load_base(ModelSettings(name=str(tiny_llama)))
+    assert base.name == str(tiny_llama)
+    assert base.tokenizer_dir == tiny_llama
+    assert base.eos_ids == (2,)
+    assert base.memory_bytes == 4 * base.parameter_count
+    assert base.parameter_count == 320 * 64 + 64 + 2 * (2 * 64 + 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
+    assert base.config.max_context == 512
+
+
+def test_max_context_shortens_but_does_not_stretch(tiny_llama):
+    assert load_base(ModelSettings(name=str(tiny_llama), max_context=100)).config.max_context == 100
+    assert load_base(ModelSettings(name=str(tiny_llama), max_context=10_000)).config.max_context == 512
+
+
+def test_every_eos_is_known(tmp_path):
+    folder = make_tiny(tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 2]}))
+    assert load_base(ModelSettings(name=str(folder))).eos_ids == (7, 2)
+
+
+def test_an_unsupported_architecture_is_refused_before_weights_are_read(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["MambaForCausalLM"]}))
+    with pytest.raises(UnsupportedModel, match="MambaForCausalLM"):
+        load_base(ModelSettings(name=str(tmp_path)))
+
+
+def test_smollm2(smollm2):
+    assert smollm2.name == DEFAULT_MODEL
+    assert smollm2.parameter_count == 134_515_008
+    assert smollm2.config.max_context == 8192
+    assert smollm2.eos_ids == (2,)
+    assert isinstance(smollm2.tokenizer_dir, Path)

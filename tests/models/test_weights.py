@@ -1,0 +1,121 @@
+"""Weights: GGUF as well as safetensors, and files that do not fit their configuration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGUFWriter
+from safetensors.numpy import load_file, save_file
+
+from tests.models.tiny import make_tiny
+from txlab.models.config import ModelConfig
+from txlab.models.mesh import make_mesh
+from txlab.models.weights import GGUF_NAMES, HF_NAMES, GGUFFile, SafetensorsFolder, WeightsError, load_parameters
+
+
+def read_config(folder: Path) -> ModelConfig:
+    return ModelConfig.from_hf(json.loads((folder / "config.json").read_text()))
+
+
+def load(folder: Path) -> dict:
+    return load_parameters(read_config(folder), SafetensorsFolder(folder), make_mesh())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_tiny(tmp_path / "model", num_hidden_layers=3)
+
+
+def edit(folder: Path, change) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def test_kernels_are_stacked_and_transposed(folder):
+    parameters = load(folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name, kernel in (("q_proj", "self_attn.q_proj"), ("down_proj", "mlp.down_proj")):
+        stacked = np.stack([tensors[f"model.layers.{i}.{kernel}.weight"].T for i in range(3)])
+        np.testing.assert_array_equal(parameters[f"layers.{name}"], stacked)
+    np.testing.assert_array_equal(parameters["embedding"], tensors["model.embed_tokens.weight"])
+
+
+def test_a_missing_tensor_is_named(folder):
+    edit(folder, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
+    with pytest.raises(WeightsError, match=r"lacks tensors: model\.layers\.1\.mlp\.up_proj\.weight"):
+        load(folder)
+
+
+def test_an_unexpected_tensor_is_named(folder):
+    edit(folder, lambda tensors: tensors.update({"model.layers.0.self_attn.q_norm.weight": np.ones(16, np.float32)}))
+    with pytest.raises(WeightsError, match=r"unexpected tensors: model\.layers\.0\.self_attn\.q_norm\.weight"):
+        load(folder)
+
+
+def test_a_misshapen_tensor_is_named_in_its_own_layout(folder):
+    name = "model.layers.2.self_attn.k_proj.weight"
+    edit(folder, lambda tensors: tensors.update({name: np.ones((31, 64), np.float32)}))
+    with pytest.raises(WeightsError, match=r"layers\.2\.self_attn\.k_proj.*\(31, 64\).*\(32, 64\)"):
+        load(folder)
+
+
+def test_missing_shards_are_named(tmp_path):
+    folder = make_tiny(tmp_path / "model", shards=2)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(WeightsError, match="lacks model-00002-of-00002"):
+        SafetensorsFolder(folder)
+
+
+def test_a_damaged_file_is_named(folder):
+    (folder / "model.safetensors").write_bytes(b"not tensors at all")
+    with pytest.raises(WeightsError, match=r"model\.safetensors is damaged"):
+        SafetensorsFolder(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "options"), [("llama", {}), ("qwen2", {"tie_word_embeddings": False}), ("qwen3", {})]
+)
+def test_gguf_gives_the_same_parameters_as_safetensors(tmp_path, family, options):
+    folder = make_tiny(tmp_path / "model", family, **options)
+    file = GGUFFile(write_gguf(folder, family, tmp_path / "model.gguf"))
+    config = ModelConfig.from_gguf(file.metadata, file.names)
+    expected = read_config(folder)
+    for field in ("architecture", "head_dim", "tie_word_embeddings", "qkv_bias", "o_bias", "qk_norm", "max_context"):
+        assert getattr(config, field) == getattr(expected, field), field
+    for name, array in load_parameters(config, file, make_mesh()).items():
+        np.testing.assert_array_equal(array, load(folder)[name], err_msg=name)
+
+
+def write_gguf(folder: Path, family: str, path: Path) -> Path:
+    """The same model as llama.cpp's converter writes it: for llama, with rotation pairs side by side."""
+    config, tensors = read_config(folder), load_file_all(folder)
+    writer = GGUFWriter(path, family)
+    writer.add_context_length(config.max_context)
+    writer.add_block_count(config.num_layers)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_heads)
+    writer.add_head_count_kv(config.num_kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_token_list([f"t{i}" for i in range(config.vocab_size)])
+    for parameter, spelling in HF_NAMES.items():
+        for layer in range(config.num_layers if "{}" in spelling else 1):
+            if (array := tensors.get(spelling.format(layer))) is not None:
+                heads = {"layers.q_proj": config.num_heads, "layers.k_proj": config.num_kv_heads}.get(parameter)
+                if family == "llama" and heads:
+                    array = array.reshape(heads, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
+                writer.add_tensor(GGUF_NAMES[parameter].format(layer), np.ascontiguousarray(array))
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    return path
+
+
+def load_file_all(folder: Path) -> dict[str, np.ndarray]:
+    return {name: array for path in folder.glob("*.safetensors") for name, array in load_file(path).items()}

@@ -1,0 +1,134 @@
+"""Hosting an app on a thread of its own: start, stop, and what uvicorn must not do to the process."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from txlab.notebook import host as host_module
+from txlab.notebook.errors import TxlabError
+from txlab.notebook.host import Host, bind
+
+
+class App:
+    """Answers; a request to /hold is held until it is cancelled."""
+
+    def __init__(self) -> None:
+        self.holding = threading.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/hold":
+            self.holding.set()
+            await asyncio.Event().wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"here"})
+
+
+def serve(app: Any, port: int = 0) -> tuple[Host, str]:
+    listener = bind("127.0.0.1", port)
+    host = Host(app, listener, "thread", before_stop=lambda: None)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    host.start()
+    return host, url
+
+
+@pytest.fixture
+def hosted() -> Iterator[tuple[Host, str]]:
+    host, url = serve(App())
+    yield host, url
+    host.stop()
+
+
+def test_answers_from_the_moment_start_returns(hosted: tuple[Host, str]) -> None:
+    assert httpx.get(hosted[1]).text == "here"
+
+
+def test_signals_stay_where_they_were(hosted: tuple[Host, str]) -> None:
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_stop_frees_the_port_at_once(hosted: tuple[Host, str]) -> None:
+    host, url = hosted
+    httpx.get(url)
+    host.stop()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url)
+    again, _ = serve(App(), int(url.rsplit(":", 1)[1]))
+    assert httpx.get(url).text == "here"
+    again.stop()
+
+
+def test_stop_ends_held_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_module, "STOP_SECONDS", 3600.0)  # not saved by giving up
+    app = App()
+    host, url = serve(app)
+    ended: list[object] = []
+
+    def hold() -> None:
+        try:
+            ended.append(httpx.get(f"{url}/hold", timeout=60).status_code)
+        except httpx.HTTPError as error:
+            ended.append(error)
+
+    waiter = threading.Thread(target=hold, daemon=True)
+    waiter.start()
+    assert app.holding.wait(10)
+    stopper = threading.Thread(target=host.stop, daemon=True)
+    stopper.start()
+    waiter.join(20)
+    stopper.join(20)
+    assert ended
+    assert not stopper.is_alive()
+
+
+def test_stop_leaves_nothing_behind() -> None:
+    threads, interval = threading.active_count(), sys.getswitchinterval()
+    host, _ = serve(App())
+    assert sys.getswitchinterval() == pytest.approx(0.001)
+    host.stop()
+    host.stop()  # harmless
+    assert threading.active_count() == threads
+    assert sys.getswitchinterval() == interval
+
+
+def test_start_up_that_exits_is_an_error_here() -> None:
+    listener = bind("127.0.0.1", 0)
+    listener.close()  # the loop refuses a closed socket
+    host = Host(App(), listener, "thread", before_stop=lambda: None)
+    threads = threading.active_count()
+    with pytest.raises(OSError, match=r"descriptor|closed|socket"):
+        host.start()
+    assert threading.active_count() == threads
+
+
+def test_connections_have_no_nagle_delay() -> None:
+    with bind("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
+
+
+def test_port_in_use_names_the_fix() -> None:
+    with bind("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(TxlabError, match=rf"Port {port} of 127.0.0.1 is in use.*port 0"):
+            bind("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 70000), ("no.such.host.invalid", 0), ("192.0.2.1", 0)])
+def test_addresses_that_cannot_be_had(host: str, port: int) -> None:
+    with pytest.raises(TxlabError, match="Choose"):
+        bind(host, port)
+
+
+def test_loops_that_cannot_be_had_here() -> None:
+    with bind("127.0.0.1", 0) as listener:
+        for name, message in {"control": "only in a Jupyter kernel", "turbo": "no loop 'turbo'"}.items():
+            with pytest.raises(TxlabError, match=message):
+                Host(App(), listener, name, before_stop=lambda: None)

@@ -1,0 +1,21 @@
+"""The ring buffer of log records."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from txlab.notebook.logs import LogBuffer
+
+
+def test_records_go_to_the_buffer_and_nowhere_else(caplog: pytest.LogCaptureFixture) -> None:
+    logger, buffer = logging.getLogger("txlab.engine"), LogBuffer(limit=3)
+    with buffer.capture():
+        for i in range(5):
+            logger.warning("record %d", i)
+    logger.warning("afterwards")
+    assert [line.rsplit(" ", 1)[1] for line in buffer.tail(10).splitlines()] == ["2", "3", "4"]
+    assert buffer.tail(1).endswith("record 4")
+    assert buffer.tail(0) == ""
+    assert caplog.messages == ["afterwards"]

@@ -1,0 +1,41 @@
+"""Synthetic events for the board."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from txlab.engine.events import (
+    AdapterCreated,
+    EventBus,
+    PassCompleted,
+    SampleCompleted,
+    StateChanged,
+    StepCompleted,
+)
+
+
+def decode(tokens: Sequence[int]) -> str:
+    """A token is a character."""
+    return "".join(map(chr, tokens))
+
+
+def encode(text: str) -> np.ndarray:
+    """The other way round."""
+    return np.array([ord(char) for char in text], np.int32)
+
+
+def train(bus: EventBus, name: str, steps: int, loss: float = 4.0) -> None:
+    """An adapter that learns for ``steps`` steps and is idle then."""
+    bus.publish(AdapterCreated(name, name, 16, 12_345_678))
+    for step in range(1, steps + 1):
+        bus.publish(PassCompleted(name, loss * 0.9**step * 10, 10.0, 100, 0.05, True))
+        bus.publish(StepCompleted(name, step, 1e-4, 1.0, 12_345_678))
+    bus.publish(StateChanged(name, "idle"))
+
+
+def sample(bus: EventBus, prompt: str, text: str, model_id: str | None = None, stop: str = "stop") -> None:
+    """One sampled sequence."""
+    drawn = encode(text)
+    bus.publish(SampleCompleted(model_id, encode(prompt), drawn, np.zeros(len(drawn), np.float32), stop, 0.5))

@@ -1,0 +1,108 @@
+"""The command line in processes of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from txlab import cli
+
+ENV_OFF = {"HF_HUB_OFFLINE": "1", "TINKER_TELEMETRY": "0", "JAX_PLATFORMS": "cpu", "PIP_NO_INDEX": "1"}
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    home = tmp_path_factory.mktemp("home")
+    own = {name: str(home / name.lower()) for name in ("TXLAB_HOME", "TXLAB_CACHE", "HF_HOME")}
+    return os.environ | ENV_OFF | own
+
+
+def txlab(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "txlab.cli", *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+
+
+def test_serve_until_interrupted(tiny_llama: Path, env: dict[str, str]) -> None:
+    import httpx
+
+    command = [sys.executable, "-m", "txlab.cli", "serve", str(tiny_llama), "--api-key", "tml-mine"]
+    server = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    lines = [server.stdout.readline() for _ in range(4)]
+    assert str(tiny_llama) in lines[0]
+    assert lines[2] == "export TINKER_API_KEY=tml-mine\n"
+    url = lines[1].strip().removeprefix("export TINKER_BASE_URL=")
+    answer = httpx.get(f"{url}/api/v1/get_server_capabilities", headers={"X-API-Key": "tml-mine"})
+    assert answer.json()["supported_models"][0]["model_name"] == str(tiny_llama)
+    assert httpx.get(f"{url}/api/v1/get_server_capabilities").status_code == 401
+    server.send_signal(signal.SIGINT)
+    _, errors = server.communicate(timeout=60)
+    assert server.returncode == 0
+    assert "Traceback" not in errors
+
+
+def test_bad_input_is_one_message(tiny_llama: Path, env: dict[str, str]) -> None:
+    unknown = txlab("serve", "nobody/nothing", env=env)
+    assert unknown.returncode == 1
+    assert "txlab fetch nobody/nothing" in unknown.stderr
+    assert "Traceback" not in unknown.stderr
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        in_use = txlab("serve", str(tiny_llama), "--port", str(port), env=env)
+    assert in_use.returncode == 1
+    assert in_use.stderr.startswith(f"txlab: Port {port} of 127.0.0.1 is in use.")
+    assert len(in_use.stderr.splitlines()) == 1
+
+
+def test_fetch_says_where_the_model_is(
+    tiny_llama: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(["fetch", str(tiny_llama)]) == 0
+    assert str(tiny_llama) in capsys.readouterr().out
+
+
+def test_fetch_without_network_and_cache_names_the_fix(env: dict[str, str]) -> None:
+    offline = txlab("fetch", env=env)
+    assert offline.returncode == 1
+    assert "was not found" in offline.stderr
+    assert "while online" in offline.stderr
+
+
+def test_unknown_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["fetch", "--fast"])
+    assert end.value.code == 2
+    assert "--fast" in capsys.readouterr().err
+
+
+def test_lab_opens_the_notebook_with_jupyterlabs_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[list[str]] = []
+    monkeypatch.setattr(cli.subprocess, "call", lambda command: called.append(command) or 0)
+    notebook = tmp_path / "mine.ipynb"
+    notebook.touch()
+    assert cli.main(["lab", str(notebook), "--no-browser"]) == 0
+    assert called == [[sys.executable, "-m", "jupyterlab", str(notebook), "--no-browser"]]
+
+
+def test_lab_without_the_notebook(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["lab", str(tmp_path / "none.ipynb")]) == 1
+    assert "none.ipynb" in capsys.readouterr().err
+
+
+def test_tutorial_is_the_clones_or_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    package = tmp_path / "site" / "txlab"
+    (package / "notebooks").mkdir(parents=True)
+    monkeypatch.setattr(cli, "__file__", str(package / "cli.py"))
+    (package / "notebooks" / cli.TUTORIAL).write_text("packaged")
+    assert cli.find_tutorial().read_text() == "packaged"
+    assert (tmp_path / cli.TUTORIAL).exists()
+    (package.parent / "notebooks").mkdir()
+    (package.parent / "notebooks" / cli.TUTORIAL).write_text("clone")
+    assert cli.find_tutorial().read_text() == "clone"

@@ -1,0 +1,126 @@
+"""The ``txlab`` command: serve without a notebook, fetch a model, open the lab in JupyterLab."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from txlab.config import DEFAULT_MODEL, ModelSettings, ServerSettings, Settings
+
+TUTORIAL = "piglatin.ipynb"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code. What the user can put right is one message on stderr, never a traceback."""
+    from txlab.notebook.errors import TxlabError
+
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and args.command != "lab":
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    try:
+        if args.command == "serve":
+            return serve_forever(args)
+        if args.command == "fetch":
+            return fetch(args.model)
+        return open_lab(args.notebook, rest)
+    except TxlabError as error:
+        print(f"txlab: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of every subcommand."""
+    parser = argparse.ArgumentParser(prog="txlab", description="An interactive lab for LLM fine-tuning.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    model_help = f"Hugging Face name, local folder or GGUF file (default: {DEFAULT_MODEL})"
+
+    serve = commands.add_parser("serve", help="serve a base model without a notebook")
+    serve.add_argument("model", nargs="?", default=DEFAULT_MODEL, help=model_help)
+    serve.add_argument("--host", default=ServerSettings().host, help="address to listen on (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=0, help="port to listen on; 0 is any free one (default: 0)")
+    serve.add_argument("--api-key", help="key that clients must send (default: a random one)")
+    serve.add_argument("--root", type=Path, help="folder of the checkpoints (default: the user's data folder)")
+
+    fetch = commands.add_parser("fetch", help="bring a base model into the cache")
+    fetch.add_argument("model", nargs="?", default=DEFAULT_MODEL, help=model_help)
+
+    lab = commands.add_parser("lab", help="open a notebook in JupyterLab; unknown options are passed on to it")
+    lab.add_argument("notebook", nargs="?", type=Path, help="default: the Pig Latin tutorial")
+    return parser
+
+
+def serve_forever(args: argparse.Namespace) -> int:
+    """Serve until Ctrl-C or SIGTERM."""
+    from txlab.notebook.lab import serve
+    from txlab.notebook.logs import LOGGERS
+
+    to_terminal = logging.StreamHandler()
+    to_terminal.setLevel(logging.WARNING)
+    for name in LOGGERS:
+        logging.getLogger(name).addHandler(to_terminal)
+    settings = Settings(server=ServerSettings(host=args.host))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    lab = serve(args.model, port=args.port, api_key=args.api_key, loop="thread", root=args.root, settings=settings)
+    print("Ctrl-C stops it.", flush=True)
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print("stopping", flush=True)
+    finally:
+        lab.stop()
+    return 0
+
+
+def fetch(model: str) -> int:
+    """Bring ``model`` into the cache, so that later no network is needed. Raises TxlabError where it cannot be had."""
+    from txlab.models.sources import ModelNotFound, resolve
+    from txlab.notebook.errors import TxlabError
+
+    try:
+        source = resolve(model, ModelSettings(name=model))
+    except ModelNotFound as error:
+        raise TxlabError(str(error)) from None
+    print(f"{model} is at {source.path}")
+    return 0
+
+
+def open_lab(notebook: Path | None, options: Sequence[str]) -> int:
+    """Open ``notebook`` in JupyterLab; by default the tutorial, with its model fetched first."""
+    from txlab.notebook.errors import TxlabError
+
+    if notebook is None:
+        notebook = find_tutorial()
+        fetch(DEFAULT_MODEL)
+    elif not notebook.exists():
+        raise TxlabError(f"There is no notebook {notebook}.")
+    return subprocess.call([sys.executable, "-m", "jupyterlab", str(notebook), *options])
+
+
+def find_tutorial() -> Path:
+    """The tutorial of the clone; where txlab is installed elsewhere, a copy of it in the working folder."""
+    from txlab.notebook.errors import TxlabError
+
+    package = Path(__file__).parent
+    in_clone = package.parent / "notebooks" / TUTORIAL
+    if in_clone.exists():
+        return in_clone
+    packaged, copy = package / "notebooks" / TUTORIAL, Path(TUTORIAL)
+    if not copy.exists():
+        if not packaged.exists():
+            raise TxlabError(f"This installation has no {TUTORIAL}. Name a notebook: txlab lab NOTEBOOK.")
+        shutil.copy(packaged, copy)
+    return copy
+
+
+if __name__ == "__main__":
+    sys.exit(main())

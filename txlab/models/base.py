@@ -1,0 +1,78 @@
+"""A base model, loaded: configuration, decoder and tokenizer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from jax.sharding import Mesh
+from transformers import PreTrainedTokenizerBase
+
+from txlab.config import ModelSettings
+from txlab.models.config import ModelConfig
+from txlab.models.decoder import Decoder
+from txlab.models.mesh import make_mesh
+from txlab.models.sources import Source, resolve
+from txlab.models.tokenizer import load_tokenizer, save_gguf_tokenizer
+from txlab.models.weights import GGUFFile, SafetensorsFolder, Tensors, load_parameters
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BaseModel:
+    """What adapters are trained on and sampled with. Its arrays never change."""
+
+    name: str  # as users say it
+    config: ModelConfig
+    mesh: Mesh
+    decoder: Decoder
+    tokenizer: PreTrainedTokenizerBase
+    tokenizer_dir: Path  # AutoTokenizer.from_pretrained loads it without network
+    eos_ids: tuple[int, ...]
+    parameter_count: int
+    memory_bytes: int
+
+
+def load_base(settings: ModelSettings, mesh: Mesh | None = None) -> BaseModel:
+    """Find, read and place the model that ``settings`` name; ``mesh`` is one device by default.
+
+    Raises ModelNotFound, UnsupportedModel, or WeightsError where its files disagree with its configuration.
+    """
+    source = resolve(settings.name, settings)
+    config, tensors, tokenizer_dir = _open(source, settings.cache)
+    if settings.max_context is not None:
+        config = replace(config, max_context=min(config.max_context, settings.max_context))
+    mesh = mesh or make_mesh()
+    parameters = load_parameters(config, tensors, mesh, settings.dtype)
+    tokenizer = load_tokenizer(tokenizer_dir)
+    return BaseModel(
+        name=settings.name,
+        config=config,
+        mesh=mesh,
+        decoder=Decoder(config, parameters),
+        tokenizer=tokenizer,
+        tokenizer_dir=tokenizer_dir,
+        eos_ids=_eos_ids(config, tokenizer),
+        parameter_count=sum(array.size for array in parameters.values()),
+        memory_bytes=sum(array.nbytes for array in parameters.values()),
+    )
+
+
+def _open(source: Source, cache: Path) -> tuple[ModelConfig, Tensors, Path]:
+    """Configuration, tensors still on disk, and the folder of the tokenizer."""
+    if source.is_gguf:
+        file = GGUFFile(source.path)
+        config = ModelConfig.from_gguf(file.metadata, file.names)
+        return config, file, save_gguf_tokenizer(file.metadata, cache)
+    generation = source.path / "generation_config.json"
+    config = ModelConfig.from_hf(
+        json.loads((source.path / "config.json").read_text()),
+        json.loads(generation.read_text()) if generation.exists() else None,
+    )
+    return config, SafetensorsFolder(source.path), source.path
+
+
+def _eos_ids(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Tokens that end a turn: those of the configuration, and the tokenizer's own."""
+    own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    return tuple(dict.fromkeys((*config.eos_ids, *own)))

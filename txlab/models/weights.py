@@ -1,0 +1,190 @@
+"""Streams base weights, tensor by tensor, from safetensors or GGUF into the stacked arrays of a Decoder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gguf import GGUFReader, dequantize
+from jax.sharding import Mesh
+from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
+
+from txlab.models.config import ModelConfig
+from txlab.models.decoder import parameter_shapes
+from txlab.models.mesh import sharding
+
+HF_NAMES = {
+    "embedding": "model.embed_tokens.weight",
+    "unembedding": "lm_head.weight",
+    "norm": "model.norm.weight",
+    "layers.attention_norm": "model.layers.{}.input_layernorm.weight",
+    "layers.mlp_norm": "model.layers.{}.post_attention_layernorm.weight",
+    "layers.q_norm": "model.layers.{}.self_attn.q_norm.weight",
+    "layers.k_norm": "model.layers.{}.self_attn.k_norm.weight",
+    "layers.q_proj": "model.layers.{}.self_attn.q_proj.weight",
+    "layers.k_proj": "model.layers.{}.self_attn.k_proj.weight",
+    "layers.v_proj": "model.layers.{}.self_attn.v_proj.weight",
+    "layers.o_proj": "model.layers.{}.self_attn.o_proj.weight",
+    "layers.q_proj.bias": "model.layers.{}.self_attn.q_proj.bias",
+    "layers.k_proj.bias": "model.layers.{}.self_attn.k_proj.bias",
+    "layers.v_proj.bias": "model.layers.{}.self_attn.v_proj.bias",
+    "layers.o_proj.bias": "model.layers.{}.self_attn.o_proj.bias",
+    "layers.gate_proj": "model.layers.{}.mlp.gate_proj.weight",
+    "layers.up_proj": "model.layers.{}.mlp.up_proj.weight",
+    "layers.down_proj": "model.layers.{}.mlp.down_proj.weight",
+}
+GGUF_NAMES = {
+    "embedding": "token_embd.weight",
+    "unembedding": "output.weight",
+    "norm": "output_norm.weight",
+    "layers.attention_norm": "blk.{}.attn_norm.weight",
+    "layers.mlp_norm": "blk.{}.ffn_norm.weight",
+    "layers.q_norm": "blk.{}.attn_q_norm.weight",
+    "layers.k_norm": "blk.{}.attn_k_norm.weight",
+    "layers.q_proj": "blk.{}.attn_q.weight",
+    "layers.k_proj": "blk.{}.attn_k.weight",
+    "layers.v_proj": "blk.{}.attn_v.weight",
+    "layers.o_proj": "blk.{}.attn_output.weight",
+    "layers.q_proj.bias": "blk.{}.attn_q.bias",
+    "layers.k_proj.bias": "blk.{}.attn_k.bias",
+    "layers.v_proj.bias": "blk.{}.attn_v.bias",
+    "layers.o_proj.bias": "blk.{}.attn_output.bias",
+    "layers.gate_proj": "blk.{}.ffn_gate.weight",
+    "layers.up_proj": "blk.{}.ffn_up.weight",
+    "layers.down_proj": "blk.{}.ffn_down.weight",
+}
+
+
+class WeightsError(ValueError):
+    """The files of a model do not hold what its configuration promises; the message names the tensor."""
+
+
+class Tensors(Protocol):
+    """Named tensors in files, read one at a time."""
+
+    @property
+    def spelling(self) -> Mapping[str, str]:
+        """Parameter of a Decoder -> name of its tensor, {} standing for the layer."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """All that the files hold."""
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor in Hugging Face's layout: matrices (out, in)."""
+
+
+class SafetensorsFolder:
+    """``model.safetensors``, or the shards that ``model.safetensors.index.json`` lists. Raises WeightsError."""
+
+    spelling = HF_NAMES
+
+    def __init__(self, folder: Path):
+        handles = [_open(path) for path in safetensors_files(folder)]
+        self._files = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118 - not a dict
+        self.names = frozenset(self._files)
+
+    def read(self, name: str) -> np.ndarray:
+        return np.asarray(self._files[name].get_tensor(name))
+
+
+def safetensors_files(folder: Path) -> list[Path]:
+    """The weights of a Hugging Face folder, whole or in shards. Raises WeightsError where some are missing."""
+    index = folder / "model.safetensors.index.json"
+    names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    files = [folder / name for name in sorted(names)]
+    missing = [file.name for file in files if not file.exists()]
+    if missing:
+        raise WeightsError(f"{folder} lacks {', '.join(missing)}; weights are read from safetensors files only")
+    return files
+
+
+class GGUFFile:
+    """A GGUF file, quantized or not; ``metadata`` holds its key-value pairs."""
+
+    spelling = GGUF_NAMES
+
+    def __init__(self, path: Path):
+        reader = GGUFReader(path)
+        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self.names = frozenset(self._tensors)
+        self.metadata: dict[str, Any] = {key: field.contents() for key, field in reader.fields.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        tensor = self._tensors[name]
+        array = dequantize(tensor.data, tensor.tensor_type)
+        if self.metadata["general.architecture"] == "llama":
+            heads = self.metadata["llama.attention.head_count"]
+            if ".attn_q." in name:
+                return _unpermute(array, heads)
+            if ".attn_k." in name:
+                return _unpermute(array, self.metadata.get("llama.attention.head_count_kv", heads))
+        return array
+
+
+def load_parameters(config: ModelConfig, tensors: Tensors, mesh: Mesh, dtype: str = "float32") -> dict[str, jax.Array]:
+    """All parameters of a Decoder in ``dtype``, placed on ``mesh``; one stacked parameter at a time is in host memory.
+
+    Raises WeightsError for missing, unexpected or misshapen tensors.
+    """
+    shapes = parameter_shapes(config)
+    _check_names(config, tensors, shapes)
+    total = sum(shape[0] if name.startswith("layers.") else 1 for name, shape in shapes.items())
+    parameters = {}
+    with tqdm(total=total, desc="Loading weights", unit="tensor", leave=False) as bar:
+        for name, shape in shapes.items():
+            stacked = np.empty(shape, jnp.dtype(dtype))
+            for tensor, target in _targets(tensors.spelling[name], stacked):
+                _copy(tensors, tensor, target, transposed=stacked.ndim == 3)
+                bar.update()
+            parameters[name] = jax.device_put(stacked, sharding(mesh, name))
+    return parameters
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="np")
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is damaged: {error}") from None
+
+
+def _targets(spelling: str, stacked: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Names of the tensors of one parameter, each with the part of ``stacked`` that it fills."""
+    if "{}" not in spelling:
+        return [(spelling, stacked)]
+    return [(spelling.format(layer), stacked[layer]) for layer in range(stacked.shape[0])]
+
+
+def _copy(tensors: Tensors, name: str, target: np.ndarray, transposed: bool) -> None:
+    array = tensors.read(name)
+    array = array.T if transposed else array
+    if array.shape != target.shape:
+        expected, found = (shape[::-1] if transposed else shape for shape in (target.shape, array.shape))
+        raise WeightsError(f"tensor {name!r} has shape {found}, but the configuration makes it {expected}")
+    target[...] = array
+
+
+def _check_names(config: ModelConfig, tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    expected = {
+        tensors.spelling[name].format(layer)
+        for name, shape in shapes.items()
+        for layer in range(shape[0] if name.startswith("layers.") else 1)
+    }
+    ignored = {tensors.spelling["unembedding"]} if config.tie_word_embeddings else set()
+    unexpected = {name for name in tensors.names - expected - ignored if not name.endswith("rotary_emb.inv_freq")}
+    for problem, names in (("lacks", expected - tensors.names), ("has unexpected", unexpected)):
+        if names:
+            shown = ", ".join(sorted(names)[:5])
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            raise WeightsError(f"the {config.architecture} model {problem} tensors: {shown}{more}")
+
+
+def _unpermute(array: np.ndarray, heads: int) -> np.ndarray:
+    """Undo llama.cpp's order of rows: pairs of a rotation interleaved -> two halves, as Hugging Face keeps them."""
+    return array.reshape(heads, -1, 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)

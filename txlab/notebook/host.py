@@ -1,0 +1,144 @@
+"""Serves an ASGI app in this process, on a loop of choice; start and stop are symmetric and wait."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+import uvicorn
+
+from txlab.notebook.errors import TxlabError
+from txlab.notebook.loops import LOOPS, choose_loop, heartbeat
+
+SWITCH_SECONDS = 0.001  # how long a computing cell may hold the interpreter; Python's 5 ms would delay every request
+GRACE_SECONDS = 1  # for requests still held when the server stops
+STOP_SECONDS = 5.0
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening TCP socket; port 0 is any free one. Raises TxlabError where the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio turns Nagle's delay off only for sockets that name their protocol: 1 ms a request instead of 44 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    if os.name == "posix":  # elsewhere the option would allow two servers on one port
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen()
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise TxlabError(_explain(error, host, port)) from None
+    return listener
+
+
+def _explain(error: OSError | OverflowError, host: str, port: int) -> str:
+    if isinstance(error, OverflowError):
+        return f"{port} is not a port. Choose one below 65536; port 0 takes any free one."
+    if error.errno == errno.EADDRINUSE:
+        return f"Port {port} of {host} is in use. Choose another (port 0 takes any free one), or stop what runs there."
+    return f"Cannot listen on {host}, port {port}: {error.strerror or error}. Choose another host or port."
+
+
+class Host:
+    """An ASGI app behind a listening socket, on the loop ``loop`` (auto, control, main or thread).
+
+    ``before_stop`` is called on that loop when the server stops, to end what requests wait for.
+    """
+
+    def __init__(self, app: Any, listener: socket.socket, loop: str, before_stop: Callable[[], None]):
+        self.loop_name = choose_loop(loop)
+        self._listener = listener
+        self._server = _Server(
+            uvicorn.Config(
+                app,
+                loop="none",
+                lifespan="off",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=GRACE_SECONDS,
+            ),
+            before_stop,
+        )
+        self._stack = ExitStack()
+
+    def start(self) -> None:
+        """Serve; returns when the server answers."""
+        self._server.config.load()  # imports, off the loop
+        with ExitStack() as stack:
+            stack.enter_context(_switch_interval(SWITCH_SECONDS))
+            stack.enter_context(heartbeat())
+            loop = stack.enter_context(LOOPS[self.loop_name]())
+            asyncio.run_coroutine_threadsafe(self._server.open(self._listener), loop).result()
+            stack.callback(self._close, loop)
+            self._stack = stack.pop_all()
+
+    def stop(self) -> None:
+        """End every request and free the port; returns when it is free. A second call does nothing."""
+        self._stack.close()
+
+    def _close(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._server.should_exit = True
+        if loop.is_running():  # a kernel on its way out has stopped its loops already
+            with suppress(FutureTimeoutError):
+                asyncio.run_coroutine_threadsafe(self._server.closed(), loop).result(STOP_SECONDS)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its claims on the process: it takes no signals and never exits."""
+
+    def __init__(self, config: uvicorn.Config, before_stop: Callable[[], None]):
+        super().__init__(config)
+        self._before_stop = before_stop
+
+    async def open(self, listener: socket.socket) -> None:
+        """Start serving; returns when the server answers."""
+        self._answering = asyncio.Event()
+        self._serving = asyncio.create_task(self._serve_guarded(listener))
+        answering = asyncio.create_task(self._answering.wait())
+        await asyncio.wait({self._serving, answering}, return_when=asyncio.FIRST_COMPLETED)
+        if self._serving.done():
+            answering.cancel()
+            await self._serving
+
+    async def closed(self) -> None:
+        """Wait until nothing of the server runs any more."""
+        await asyncio.wait({self._serving})
+        if cancelled := set(self.server_state.tasks):
+            await asyncio.wait(cancelled, timeout=GRACE_SECONDS)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._answering.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._before_stop()
+        await super().shutdown(sockets)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # SIGINT belongs to the cell
+
+    async def _serve_guarded(self, listener: socket.socket) -> None:
+        try:
+            await self.serve([listener])
+        except SystemExit as error:  # would end the kernel's control thread
+            raise TxlabError(f"The server ended at start-up (exit {error.code}); its log says why.") from None
+
+
+@contextmanager
+def _switch_interval(seconds: float) -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(seconds)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)

@@ -1,0 +1,291 @@
+"""The lab: a base model, its engine and the Tinker API over it, in this process. Every magic is a thin call of it."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from txlab.config import ServerSettings, Settings
+from txlab.engine.events import EventBus, LabView
+from txlab.notebook.board import Board
+from txlab.notebook.errors import TxlabError
+from txlab.notebook.host import Host, bind
+from txlab.notebook.logs import LogBuffer
+from txlab.notebook.loops import choose_loop
+from txlab.notebook.text import render_table
+
+if TYPE_CHECKING:
+    from txlab.models.base import BaseModel
+
+
+class Lab:
+    """A running server and what it serves. Made by ``txlab.serve(...)`` or ``%txserve``.
+
+    ``Lab.current`` is the one that runs in this process, None where none does.
+    """
+
+    current: ClassVar[Lab | None] = None
+
+    def __init__(self, settings: Settings, loop: str = "auto"):
+        """A lab that does nothing until ``start``. Raises TxlabError where ``loop`` cannot be had in this process."""
+        self.settings = settings
+        self.loop = choose_loop(loop)
+        self.url = ""
+        self.api_key = ""
+        self._log = LogBuffer()
+        self._bus = EventBus()
+        self._base: BaseModel | None = None
+        self._board: Board | None = None
+        self._started = 0.0
+        self._stack = ExitStack()
+
+    # -------------------------------------------------------------------------- start and stop
+
+    def start(self) -> Lab:
+        """Load the model and serve it; returns when the server answers.
+
+        Raises TxlabError where another lab runs, the port is taken or the model cannot be had; nothing is left open.
+        """
+        if Lab.current is not None:
+            raise TxlabError(f"txlab already serves {Lab.current.model} in this process. Stop that lab first.")
+        with ExitStack() as stack:
+            self._open(stack)
+            stack.callback(self._forget)
+            self._stack = stack.pop_all()
+        self._started = time.monotonic()
+        Lab.current = self
+        atexit.register(self.stop)
+        return self
+
+    def stop(self) -> None:
+        """End the server, free its port and the device memory, freeze the board. A second call does nothing."""
+        self._stack.close()
+
+    def _open(self, stack: ExitStack) -> None:
+        server = self.settings.server
+        listener = stack.enter_context(bind(server.host, server.port))  # a taken port is told before the long wait
+        self.api_key = make_api_key(server.api_key)
+        stack.enter_context(self._log.capture())
+        self._base = load_model(self.settings)
+        port = listener.getsockname()[1]
+        self._launch(listener, replace(server, port=port, api_key=self.api_key), stack)
+        self.url = f"http://{_in_url(server.host)}:{port}"
+        stack.enter_context(environment({"TINKER_BASE_URL": self.url, "TINKER_API_KEY": self.api_key}))
+
+    def _launch(self, listener: socket.socket, server: ServerSettings, stack: ExitStack) -> None:
+        """Start the engine of the loaded model and the API over it."""
+        from txlab.engine.engine import Engine
+        from txlab.server.app import create_app
+        from txlab.store.checkpoints import Checkpoints
+
+        assert self._base is not None
+        engine = Engine(self._base, self.settings.engine, self._bus)
+        app = create_app(engine, Checkpoints(self.settings.store.root), server)
+        host = Host(app, listener, self.loop, before_stop=app.state.server.close)
+        host.start()
+        stack.callback(host.stop)
+        stack.callback(engine.stop)  # before the host stops: held requests are answered, not cut off
+        engine.start()
+
+    def _forget(self) -> None:
+        if self._board is not None:
+            self._board.close()
+        self._base = None
+        Lab.current = None
+        atexit.unregister(self.stop)
+
+    # -------------------------------------------------------------------------------- looking
+
+    @property
+    def model(self) -> str:
+        """The base model, as it was asked for."""
+        return self.settings.model.name
+
+    @property
+    def running(self) -> bool:
+        """Whether the server answers."""
+        return Lab.current is self
+
+    def status(self) -> Status:
+        """What runs and what it does, at this moment."""
+        seconds = time.monotonic() - self._started if self.running else 0.0
+        return Status(self.running, self.model, self.url, self.loop, seconds, self._bus.view())
+
+    def logs(self, count: int = 50) -> str:
+        """The last ``count`` lines of the server's log."""
+        return self._log.tail(count)
+
+    def board(self) -> Board:
+        """Show the live board in this cell. An older board keeps its last picture.
+
+        Raises TxlabError where the lab is stopped.
+        """
+        if self._base is None:
+            raise TxlabError("This lab is stopped. Start it with %txserve or txlab.serve().")
+        if self._board is not None:
+            self._board.close()
+        tokenizer = self._base.tokenizer
+        self._board = Board(self._bus, lambda tokens: str(tokenizer.decode(list(tokens))), self.model, self.url)
+        self._board.show()
+        return self._board
+
+    def exports(self) -> str:
+        """Shell lines that point a terminal's Tinker programs to this lab."""
+        return f"export TINKER_BASE_URL={self.url}\nexport TINKER_API_KEY={self.api_key}"
+
+    def __repr__(self) -> str:
+        return (
+            f"Lab({self.model!r}, {self.url!r}, loop={self.loop!r})"
+            if self.running
+            else f"Lab({self.model!r}, stopped)"
+        )
+
+    def _repr_html_(self) -> str:
+        if not self.running:
+            return f"<div>txlab: <b>{escape(self.model)}</b>, stopped</div>"
+        return (
+            f"<div>txlab serves <b>{escape(self.model)}</b> at <code>{escape(self.url)}</code> ({self.loop} loop)"
+            f"<details><summary>Use it from a terminal</summary><pre>{escape(self.exports())}</pre></details></div>"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A lab at one moment; ``view`` has every adapter."""
+
+    running: bool
+    model: str
+    url: str
+    loop: str
+    seconds: float  # since the server answers
+    view: LabView
+
+    def __repr__(self) -> str:
+        if not self.running:
+            return f"txlab: {self.model}, stopped"
+        head = f"txlab serves {self.model} at {self.url} ({self.loop} loop) for {self.seconds:.0f} s"
+        compiles = f"{self.view.compiles} programs compiled in {self.view.compile_seconds:.1f} s"
+        return "\n".join([head, compiles, render_table(self.view.adapters)])
+
+
+def serve(
+    model: str | None = None,
+    *,
+    port: int = 0,
+    api_key: str | None = None,
+    loop: str = "auto",
+    root: str | Path | None = None,
+    restart: bool = False,
+    settings: Settings | None = None,
+) -> Lab:
+    """Serve ``model`` from this process and point the Tinker SDK to it; the running lab where it already does.
+
+    The same call twice gives the same lab, so that Run All is harmless, and ``serve()`` gives whatever lab runs.
+    Arguments that differ from the running lab's raise TxlabError: a new server would forget its adapters, and that
+    happens only with ``restart=True``.
+
+    Args:
+        model: a Hugging Face name or a local folder; None is the default model.
+        port: 0 is any free one.
+        api_key: None makes a random ``tml-`` key.
+        loop: ``control`` (the kernel's control loop), ``main`` (the loop of the cells), ``thread``; ``auto`` is
+            ``control`` in a kernel and ``thread`` elsewhere.
+        root: folder of the checkpoints.
+        restart: stop a running lab first.
+        settings: everything else; the arguments above win.
+
+    Raises:
+        TxlabError: with what to do about it.
+    """
+    wanted = _settings(settings or Settings(), model, port, api_key, root)
+    running = Lab.current
+    if running is not None and not restart:
+        asked = {"model": model, "port": port or None, "api_key": api_key, "loop": loop if loop != "auto" else None}
+        _check_same(running, asked, wanted if settings or root else None)
+        return running
+    choose_loop(loop)  # a wrong name must not cost the running lab
+    if running is not None:
+        running.stop()
+    started = time.monotonic()
+    lab = Lab(wanted, loop).start()
+    print(f"txlab serves {lab.model} at {lab.url} (ready in {time.monotonic() - started:.1f} s). In a terminal:")
+    print(lab.exports())
+    return lab
+
+
+def _settings(base: Settings, model: str | None, port: int, api_key: str | None, root: str | Path | None) -> Settings:
+    """``base`` with the given arguments in place of its own."""
+    if model is not None:
+        base = replace(base, model=replace(base.model, name=model))
+    if port:
+        base = replace(base, server=replace(base.server, port=port))
+    if api_key is not None:
+        base = replace(base, server=replace(base.server, api_key=api_key))
+    if root is not None:
+        base = replace(base, store=replace(base.store, root=Path(root).expanduser()))
+    return base
+
+
+def _check_same(running: Lab, asked: Mapping[str, object], wanted: Settings | None) -> None:
+    """Raise TxlabError where what was asked for (not None) is not what runs."""
+    port = int(running.url.rsplit(":", 1)[1])
+    have = {"model": running.model, "port": port, "api_key": running.api_key, "loop": running.loop}
+    differ = [f"{name}={value}" for name, value in asked.items() if value is not None and value != have[name]]
+    if wanted is not None and wanted != running.settings:
+        differ.append("other settings")
+    if differ:
+        raise TxlabError(
+            f"txlab already serves {running.model} at {running.url}; you asked for {', '.join(differ)}. "
+            "Add --restart (restart=True) to replace it; adapters that were not saved are lost then."
+        )
+
+
+def make_api_key(wanted: str | None) -> str:
+    """``wanted``, or a random key. Raises TxlabError for a key that the SDK would refuse to send."""
+    from txlab.server.auth import check_api_key, new_api_key
+
+    try:
+        return check_api_key(wanted) if wanted is not None else new_api_key()
+    except ValueError as error:
+        raise TxlabError(str(error)) from None
+
+
+def load_model(settings: Settings) -> BaseModel:
+    """The base model that ``settings`` name. Raises TxlabError where it cannot be had."""
+    from txlab.models.base import load_base
+    from txlab.models.config import UnsupportedModel
+    from txlab.models.sources import ModelNotFound
+    from txlab.models.weights import WeightsError
+
+    try:
+        return load_base(settings.model)
+    except (ModelNotFound, UnsupportedModel, WeightsError) as error:
+        raise TxlabError(str(error)) from None
+
+
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables; afterwards restore those that nobody else has changed meanwhile."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if os.environ.get(name) == variables[name]:
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
+
+
+def _in_url(host: str) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]" if ":" in host else host
