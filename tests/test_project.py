@@ -50,7 +50,9 @@ def test_notebooks_are_committed_executed_and_without_widget_state(path):
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
     assert "widgets" not in notebook["metadata"]
     assert not any(output["output_type"] == "error" for cell in code for output in cell["outputs"])
-    pictures = [o["data"]["image/svg+xml"] for cell in code for o in cell["outputs"] if "image/svg+xml" in o.get("data", {})]
+    pictures = [
+        o["data"]["image/svg+xml"] for cell in code for o in cell["outputs"] if "image/svg+xml" in o.get("data", {})
+    ]
     assert pictures, "the curves are to be seen on a static page"
 
 

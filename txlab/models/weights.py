@@ -13,11 +13,11 @@ import numpy as np
 from gguf import GGUFReader, dequantize
 from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
-from tqdm import tqdm
 
 from txlab.models.config import ModelConfig
 from txlab.models.decoder import parameter_shapes
 from txlab.models.mesh import sharding
+from txlab.models.progress import progress
 
 HF_NAMES = {
     "embedding": "model.embed_tokens.weight",
@@ -137,7 +137,7 @@ def load_parameters(config: ModelConfig, tensors: Tensors, mesh: Mesh, dtype: st
     _check_names(config, tensors, shapes)
     total = sum(shape[0] if name.startswith("layers.") else 1 for name, shape in shapes.items())
     parameters = {}
-    with tqdm(total=total, desc="Loading weights", unit="tensor", leave=False) as bar:
+    with progress(total, "Loading weights", "tensor") as bar:
         for name, shape in shapes.items():
             stacked = np.empty(shape, jnp.dtype(dtype))
             for tensor, target in _targets(tensors.spelling[name], stacked):
