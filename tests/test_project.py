@@ -43,6 +43,11 @@ def test_importing_txlab_does_no_work():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_imports_go_down_the_house_only():
+    result = subprocess.run(["lint-imports"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_are_committed_executed_and_without_widget_state(path):
     notebook = json.loads(path.read_text())

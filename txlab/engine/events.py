@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -100,8 +100,8 @@ class Series:
         return tuple(self._points)
 
 
-@dataclass(slots=True)
-class AdapterHistory:
+@dataclass(frozen=True, slots=True)
+class AdapterView:
     """What is known of one adapter. ``loss`` is per unit of weight (per trained token), by optimizer step."""
 
     model_id: str
@@ -112,32 +112,11 @@ class AdapterHistory:
     message: str = ""
     step: int = 0
     learning_rate: float | None = None
-    grad_norm: float | None = None
+    grad_norm: float | None = None  # of the last step, before clipping
     tokens: int = 0  # trained so far
     tokens_per_second: float | None = None  # of the last training pass
     loss: float | None = None
-    curves: Mapping[str, Series] = field(default_factory=lambda: {"loss": Series(), "grad_norm": Series()})
-    pending_loss: float = 0.0
-    pending_weight: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterView:
-    """An immutable copy of an adapter's history, safe to draw from any thread."""
-
-    model_id: str
-    name: str
-    rank: int
-    memory_bytes: int
-    state: State
-    message: str
-    step: int
-    learning_rate: float | None
-    grad_norm: float | None
-    tokens: int
-    tokens_per_second: float | None
-    loss: float | None
-    curves: Mapping[str, tuple[tuple[float, float], ...]]
+    curves: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,7 +136,7 @@ class EventBus:
     def __init__(self, samples: int = 64):
         self._changed = threading.Condition()
         self._version = 0
-        self._adapters: dict[str, AdapterHistory] = {}
+        self._adapters: dict[str, _History] = {}
         self._samples: deque[SampleCompleted] = deque(maxlen=samples)
         self._compiles = 0
         self._compile_seconds = 0.0
@@ -186,7 +165,7 @@ class EventBus:
         with self._changed:
             return LabView(
                 version=self._version,
-                adapters=tuple(_freeze(a) for a in self._adapters.values()),
+                adapters=tuple(history.view() for history in self._adapters.values()),
                 samples=tuple(reversed(self._samples)),
                 compiles=self._compiles,
                 compile_seconds=self._compile_seconds,
@@ -194,56 +173,59 @@ class EventBus:
 
     def _fold(self, event: Event) -> None:
         match event:
-            case AdapterCreated():
-                self._adapters[event.model_id] = AdapterHistory(
-                    event.model_id, event.name, event.rank, event.memory_bytes
-                )
+            case AdapterCreated(model_id, name, rank, memory_bytes):
+                self._adapters[model_id] = _History(AdapterView(model_id, name, rank, memory_bytes))
             case SampleCompleted():
                 self._samples.append(event)
             case ProgramCompiled():
                 self._compiles += 1
                 self._compile_seconds += event.seconds
             case _:
-                adapter = self._adapters.get(event.model_id)
-                if adapter is not None:
-                    _fold_adapter(adapter, event)
+                history = self._adapters.get(event.model_id)
+                if history is not None:
+                    history.fold(event)
 
 
-def _fold_adapter(adapter: AdapterHistory, event: PassCompleted | StepCompleted | StateChanged) -> None:
-    match event:
-        case PassCompleted(backward=True):
-            adapter.pending_loss += event.loss
-            adapter.pending_weight += event.weight
-            adapter.tokens += event.tokens
-            adapter.tokens_per_second = event.tokens / max(event.seconds, 1e-9)
-            adapter.loss = adapter.pending_loss / max(adapter.pending_weight, 1e-9)
-        case StepCompleted():
-            if adapter.pending_weight:
-                adapter.curves["loss"].append(event.step, adapter.pending_loss / adapter.pending_weight)
-            adapter.pending_loss = adapter.pending_weight = 0.0
-            adapter.curves["grad_norm"].append(event.step, event.grad_norm)
-            adapter.step = event.step
-            adapter.learning_rate = event.learning_rate
-            adapter.grad_norm = event.grad_norm
-            adapter.memory_bytes = event.memory_bytes
-        case StateChanged():
-            adapter.state = event.state
-            adapter.message = event.message
+class _History:
+    """An adapter's latest figures, its curves, and the loss of the step that is being accumulated."""
 
+    def __init__(self, latest: AdapterView):
+        self._latest = latest
+        self._curves = {"loss": Series(), "grad_norm": Series()}
+        self._loss = self._weight = 0.0
 
-def _freeze(adapter: AdapterHistory) -> AdapterView:
-    return AdapterView(
-        model_id=adapter.model_id,
-        name=adapter.name,
-        rank=adapter.rank,
-        memory_bytes=adapter.memory_bytes,
-        state=adapter.state,
-        message=adapter.message,
-        step=adapter.step,
-        learning_rate=adapter.learning_rate,
-        grad_norm=adapter.grad_norm,
-        tokens=adapter.tokens,
-        tokens_per_second=adapter.tokens_per_second,
-        loss=adapter.loss,
-        curves={name: series.points for name, series in adapter.curves.items()},
-    )
+    def view(self) -> AdapterView:
+        """An immutable copy, safe to draw from any thread."""
+        return replace(self._latest, curves={name: series.points for name, series in self._curves.items()})
+
+    def fold(self, event: PassCompleted | StepCompleted | StateChanged) -> None:
+        match event:
+            case PassCompleted(backward=True):
+                self._take_pass(event)
+            case StepCompleted():
+                self._take_step(event)
+            case StateChanged():
+                self._latest = replace(self._latest, state=event.state, message=event.message)
+
+    def _take_pass(self, event: PassCompleted) -> None:
+        self._loss += event.loss
+        self._weight += event.weight
+        self._latest = replace(
+            self._latest,
+            loss=self._loss / max(self._weight, 1e-9),
+            tokens=self._latest.tokens + event.tokens,
+            tokens_per_second=event.tokens / max(event.seconds, 1e-9),
+        )
+
+    def _take_step(self, event: StepCompleted) -> None:
+        if self._weight:
+            self._curves["loss"].append(event.step, self._loss / self._weight)
+        self._curves["grad_norm"].append(event.step, event.grad_norm)
+        self._loss = self._weight = 0.0
+        self._latest = replace(
+            self._latest,
+            step=event.step,
+            learning_rate=event.learning_rate,
+            grad_norm=event.grad_norm,
+            memory_bytes=event.memory_bytes,
+        )

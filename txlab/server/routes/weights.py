@@ -16,7 +16,7 @@ from txlab.server.routes.models import check_optimizer
 from txlab.server.sessions import Model, Sampler
 from txlab.server.state import Server, ServerState
 from txlab.server.wire import LoadWeights, SaveWeights, SaveWeightsForSampler, UntypedFuture, WeightsInfo, WeightsPath
-from txlab.store.checkpoints import Address
+from txlab.store.checkpoints import Address, Kind
 
 router = APIRouter(tags=["weights"])
 
@@ -27,19 +27,7 @@ async def save_weights(body: SaveWeights, server: Server) -> UntypedFuture:
     server.sessions.model(body.model_id)
 
     async def save() -> Reply:
-        with server.turn(body.model_id, body.seq_id):
-            address = Address(body.model_id, "weights", body.path)
-        state = await _export(server, ExportAdapter(body.model_id, body.seq_id, optimizer=True))
-        info = await server.in_worker(
-            server.checkpoints.write,
-            address,
-            state,
-            base_model=server.engine.base.name,
-            ttl_seconds=body.ttl_seconds,
-            overwrite=body.overwrite,
-            user_metadata=body.user_metadata,
-        )
-        return json_reply({"path": info.path, "type": "save_weights"})
+        return await _write(server, body, body.path, "weights", overwrite=body.overwrite)
 
     return server.start("training", (body.model_id, body.seq_id), save, model_id=body.model_id)
 
@@ -52,26 +40,29 @@ async def save_weights_for_sampler(body: SaveWeightsForSampler, server: Server) 
     async def save() -> Reply:
         if body.path is None:
             return await _take_snapshot(server, model, body)
-        with server.turn(body.model_id, body.seq_id):
-            address = Address(body.model_id, "sampler_weights", body.path)
-        state = await _export(server, ExportAdapter(body.model_id, body.seq_id, optimizer=False))
-        info = await server.in_worker(
-            server.checkpoints.write,
-            address,
-            state,
-            base_model=server.engine.base.name,
-            ttl_seconds=body.ttl_seconds,
-            user_metadata=body.user_metadata,
-        )
-        return json_reply({"path": info.path, "type": "save_weights_for_sampler"})
+        return await _write(server, body, body.path, "sampler_weights")
 
     return server.start("training", (body.model_id, body.seq_id), save, model_id=body.model_id)
 
 
-async def _export(server: ServerState, request: ExportAdapter) -> AdapterState:
-    state = await server.ask(request)
+async def _write(
+    server: ServerState, body: SaveWeights | SaveWeightsForSampler, name: str, kind: Kind, overwrite: bool = False
+) -> Reply:
+    """Copy the adapter when it is this request's turn, and bring the copy to the disk."""
+    with server.turn(body.model_id, body.seq_id):
+        address = Address(body.model_id, kind, name)
+    state = await server.ask(ExportAdapter(body.model_id, body.seq_id, optimizer=kind == "weights"))
     assert isinstance(state, AdapterState)
-    return state
+    info = await server.in_worker(
+        server.checkpoints.write,
+        address,
+        state,
+        base_model=server.engine.base.name,
+        ttl_seconds=body.ttl_seconds,
+        overwrite=overwrite,
+        user_metadata=body.user_metadata,
+    )
+    return json_reply({"path": info.path})
 
 
 async def _take_snapshot(server: ServerState, model: Model, body: SaveWeightsForSampler) -> Reply:
