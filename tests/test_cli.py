@@ -86,8 +86,12 @@ def test_lab_opens_the_notebook_with_jupyterlabs_options(tmp_path: Path, monkeyp
     monkeypatch.setattr(cli.subprocess, "call", lambda command: called.append(command) or 0)
     notebook = tmp_path / "mine.ipynb"
     notebook.touch()
-    assert cli.main(["lab", str(notebook), "--no-browser"]) == 0
-    assert called == [[sys.executable, "-m", "jupyterlab", str(notebook), "--no-browser"]]
+    options = ["--no-browser", "--port", "8899"]
+    assert cli.main(["lab", str(notebook), *options]) == 0
+    assert called == [[sys.executable, "-m", "jupyterlab", str(notebook), *options]]
+    monkeypatch.setattr(cli, "fetch", lambda model: 0)
+    assert cli.main(["lab", *options]) == 0
+    assert called[1][3:] == [str(cli.find_tutorial()), *options]
 
 
 def test_lab_without_the_notebook(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,21 +21,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code. What the user can put right is one message on stderr, never a traceback."""
     from txlab.notebook.errors import TxlabError
 
-    parser = build_parser()
-    args, rest = parser.parse_known_args(argv)
-    if rest and args.command != "lab":
-        parser.error(f"unknown arguments: {' '.join(rest)}")
+    own, passed_on = split_options(sys.argv[1:] if argv is None else argv)
+    args = build_parser().parse_args(own)
     try:
         if args.command == "serve":
             return serve_forever(args)
         if args.command == "fetch":
             return fetch(args.model)
-        return open_lab(args.notebook, rest)
+        return open_lab(args.notebook, passed_on)
     except TxlabError as error:
         print(f"txlab: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def split_options(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Our own arguments, and those from the first option of ``txlab lab`` on: they are JupyterLab's."""
+    if list(argv[:1]) != ["lab"]:
+        return argv, ()
+    ours = ("-h", "--help")
+    cut = next((i for i, word in enumerate(argv) if word.startswith("-") and word not in ours), len(argv))
+    return argv[:cut], argv[cut:]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     fetch = commands.add_parser("fetch", help="bring a base model into the cache")
     fetch.add_argument("model", nargs="?", default=DEFAULT_MODEL, help=model_help)
 
-    lab = commands.add_parser("lab", help="open a notebook in JupyterLab; unknown options are passed on to it")
+    lab = commands.add_parser("lab", help="open a notebook in JupyterLab; options after it are passed on")
     lab.add_argument("notebook", nargs="?", type=Path, help="default: the Pig Latin tutorial")
     return parser
 
