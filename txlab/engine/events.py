@@ -83,7 +83,7 @@ Event = AdapterCreated | PassCompleted | StepCompleted | SampleCompleted | State
 
 
 class Series:
-    """A curve of bounded length: at ``limit`` points every second one is dropped, first and last kept."""
+    """A curve of bounded length: at ``limit`` points every second one is dropped. The first and the newest stay."""
 
     def __init__(self, limit: int = 4096):
         self._limit = limit
@@ -91,7 +91,7 @@ class Series:
 
     def append(self, x: float, y: float) -> None:
         if len(self._points) >= self._limit:
-            self._points = self._points[:-1:2] + self._points[-1:]
+            self._points = self._points[::2]
         self._points.append((x, y))
 
     @property
