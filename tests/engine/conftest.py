@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import count
-from pathlib import Path
 
 import pytest
 
 from tests.engine.tools import Client
+from tests.models.tiny import make_tiny
 from txlab.config import EngineSettings, ModelSettings
 from txlab.engine.engine import Engine
 from txlab.engine.events import EventBus
@@ -16,9 +16,10 @@ from txlab.models.base import BaseModel, load_base
 
 
 @pytest.fixture(scope="session")
-def base(tiny_llama: Path) -> BaseModel:
-    """The tiny Llama, loaded."""
-    return load_base(ModelSettings(name=str(tiny_llama)))
+def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+    """A tiny Llama whose head is its own: a tied one of random weights mostly repeats the last token."""
+    folder = make_tiny(tmp_path_factory.mktemp("engine") / "tiny", tie_word_embeddings=False)
+    return load_base(ModelSettings(name=str(folder)))
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import pytest
 
 from tests.engine.tools import Client, answer, ask, datum, greedy, tokens
 from txlab.config import EngineSettings
+from txlab.engine import sampler
 from txlab.engine.engine import Engine
 from txlab.engine.events import EventBus
 from txlab.engine.requests import AdamParams, ForwardBackward, RequestError, Sample, SamplingParams
@@ -167,6 +168,17 @@ def test_long_generations_grow_the_cache(engine):
     assert len(long.result(120).sequences[0].tokens) == 300
     alone = sample(engine, tokens(5), greedy(40), n=1)
     assert (short.result(1).sequences[2].tokens == alone.sequences[0].tokens).all()
+
+
+def test_a_prompt_prefilled_in_pieces_is_the_same(engine, monkeypatch):
+    prompts = [tokens(n, n) for n in (130, 97, 3)]
+    whole = [sample(engine, prompt, greedy(12)).sequences[0] for prompt in prompts]
+    monkeypatch.setattr(sampler, "PREFILL_PIECE", 32)
+    futures = [ask(engine, Sample(None, prompt, 1, greedy(12))) for prompt in prompts]
+    for one, future in zip(whole, futures, strict=True):
+        (pieces,) = future.result(120).sequences
+        assert (pieces.tokens == one.tokens).all()
+        np.testing.assert_allclose(pieces.logprobs, one.logprobs, atol=1e-4)
 
 
 def test_sampling_goes_on_beside_training(client: Client, another: Client):

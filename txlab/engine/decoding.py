@@ -38,14 +38,17 @@ class Scores(NamedTuple):
     top_logprobs: jax.Array  # (P, k) float32
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=3)
-def prefill(graph, state, adapters: AdapterSet | None, cache: KVCache, tokens, positions, rows, entries) -> KVCache:
-    """Write the keys and values of B prompts, tokens and positions (B, T), into the cache rows ``rows`` (B,).
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
+def prefill(
+    graph, width: int, state, adapters: AdapterSet | None, cache: KVCache, tokens, positions, rows, entries
+) -> KVCache:
+    """Write keys and values of a piece of B prompts, tokens and positions (B, T), into the cache rows ``rows`` (B,).
 
-    Padding has a position beyond the cache. ``entries`` (B,) says which adapter of the set a prompt uses.
+    The pieces before it are in the cache already; positions are below ``width``, those of padding beyond the cache.
+    ``entries`` (B,) says which adapter of the set a prompt uses.
     """
     decoder = nnx.merge(graph, state)
-    attend = cached_attention(positions, rows, width=tokens.shape[1])
+    attend = cached_attention(positions, rows, width)
     _, cache = decoder(tokens, positions, attend, cache, _projector(adapters, entries))
     return cache
 

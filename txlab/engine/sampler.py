@@ -29,7 +29,8 @@ from txlab.models.attention import KVCache, make_cache
 from txlab.models.base import BaseModel
 
 SMALL_ROWS = 8  # a batch of so many is not shrunk while it decodes
-PREFILL_TOKENS = 1024  # of one dispatch, padding included
+PREFILL_TOKENS = 1024  # of prompts that are prefilled together, padding included
+PREFILL_PIECE = 512  # of one prompt in one dispatch: what attention weighs at once is this times the prompt
 COLDEST = 1e-5  # lower temperatures differ from it in nothing that float32 can hold
 SENTINEL = -99999.0  # logprob of a top-k entry that does not exist
 
@@ -257,9 +258,12 @@ class Sampler:
             positions[i, :length] = np.arange(length)
             rows[i] = self._rows.index(sequence)
             entries[i] = entry[sequence.job.adapter]
-        self._cache = decoding.prefill(
-            self._graph, self._state, adapters, self._cache, tokens, positions, rows, entries
-        )
+        for start in range(0, width, PREFILL_PIECE):
+            end = min(start + PREFILL_PIECE, width)
+            piece = tokens[:, start:end], positions[:, start:end]
+            self._cache = decoding.prefill(
+                self._graph, bucket(end), self._state, adapters, self._cache, *piece, rows, entries
+            )
 
     def _score(self, job: Job) -> decoding.Scores:
         prompt, k = job.request.prompt, job.request.topk_prompt_logprobs
