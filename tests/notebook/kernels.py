@@ -35,15 +35,20 @@ class Kernel:
         self._client = manager.client()
         self._client.start_channels()
         self._client.wait_for_ready(CELL_SECONDS)
+        self._hangs = False
 
     def run(self, code: str, interrupt_after: float | None = None) -> Cell:
         """Run a cell to its end, interrupted after so many seconds."""
+        assert not self._hangs, "an earlier cell of this kernel did not end"
         cell, started = Cell(), time.monotonic()
         timer = threading.Timer(interrupt_after or 0.0, self._manager.interrupt_kernel)
         if interrupt_after is not None:
             timer.start()
         try:
             reply = self._client.execute_interactive(code, output_hook=_reader(cell), timeout=CELL_SECONDS)
+        except TimeoutError:
+            self._hangs = True  # what follows in this kernel would wait as long
+            raise
         finally:
             timer.cancel()
         cell.status, cell.seconds = reply["content"]["status"], time.monotonic() - started

@@ -6,8 +6,8 @@ import asyncio
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
@@ -33,9 +33,18 @@ class Running:
     checkpoints: Checkpoints
     state: ServerState
     loop: asyncio.AbstractEventLoop
+    clients: list[tinker.ServiceClient] = field(default_factory=list)
 
     def client(self, **kwargs) -> tinker.ServiceClient:
-        return tinker.ServiceClient(base_url=self.url, api_key=self.key, **kwargs)
+        client = tinker.ServiceClient(base_url=self.url, api_key=self.key, **kwargs)
+        self.clients.append(client)
+        return client
+
+    def close_clients(self) -> None:
+        """End their heartbeats, which would go on, and complain, long after the server has stopped."""
+        for client in self.clients:
+            with suppress(tinker.TinkerError):
+                client.close("success").result(timeout=20)
 
     def post(self, route: str, body=None, **kwargs) -> httpx.Response:
         headers = {"X-API-Key": self.key} | kwargs.pop("headers", {})
@@ -80,10 +89,14 @@ def serve(engine: FakeEngine, root: Path, settings: ServerSettings) -> Iterator[
     while not server.started:
         thread.join(0.01)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    yield Running(url, settings.api_key, engine, checkpoints, app.state.server, loops[0])
-    loops[0].call_soon_threadsafe(app.state.server.close)
-    server.should_exit = True
-    thread.join()
+    running = Running(url, settings.api_key, engine, checkpoints, app.state.server, loops[0])
+    try:
+        yield running
+        running.close_clients()
+    finally:
+        loops[0].call_soon_threadsafe(app.state.server.close)
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture(autouse=True)
