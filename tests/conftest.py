@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import txlab.models  # noqa: F401 - before anything imports transformers: it keeps that quiet
 from tests.models.tiny import make_tiny
 from txlab.config import ModelSettings
 from txlab.models.base import BaseModel, load_base
