@@ -10,7 +10,7 @@ import pytest
 
 from tests.engine.tools import Client, answer, ask, datum, greedy, tokens
 from txlab.config import EngineSettings
-from txlab.engine import sampler
+from txlab.engine import decoding, sampler
 from txlab.engine.engine import Engine
 from txlab.engine.events import EventBus
 from txlab.engine.requests import AdamParams, ForwardBackward, RequestError, Sample, SamplingParams
@@ -197,8 +197,6 @@ def test_a_failing_batch_fails_its_requests_and_no_later_one(base, monkeypatch):
     engine = Engine(base, EngineSettings(sample_rows=4), EventBus())
     engine.start()
     try:
-        from txlab.engine import decoding
-
         real = decoding.decode
 
         def broken(*args):

@@ -2,8 +2,8 @@
 
 One adapter is applied to all rows without any gather; several are stacked, ranks padded to the largest, and each
 row of the batch gathers its own. The derivative is written out: it keeps the low-rank product between the two passes,
-asks for no gradient of the base, and flattens (B, T) before each product, which XLA's own derivative does not (on CPU
-a layer's two passes take 114 ms instead of 193 at 8 x 128 tokens of SmolLM2).
+asks for no gradient of the base, and flattens (B, T) before each product, which XLA's own derivative does not (a whole
+training step of SmolLM2 at 8 x 128 tokens on two cores took 4.5 s instead of 7.1).
 """
 
 from __future__ import annotations
