@@ -104,6 +104,8 @@ def test_interrupt_returns_and_the_server_goes_on(serving: Kernel, wait: str, er
 
 
 def test_interrupt_in_the_middle_of_an_sdk_call(serving: Kernel) -> None:
+    if serving.loop == "main":
+        pytest.skip("between two waits the interrupt may hit the server, which shares this thread, and stall it")
     cell = serving.run("while True:\n    client.forward([datum], 'cross_entropy').result()", interrupt_after=1.0)
     assert cell.error_name in ("KeyboardInterrupt", "CancelledError")
     # The interrupt may hit the SDK between counting a request and sending it; that client then waits for ever.
