@@ -22,6 +22,7 @@ from txlab.engine.events import (
 )
 from txlab.engine.passes import PassRun, total_weight
 from txlab.engine.requests import (
+    CancelSample,
     CreateAdapter,
     DropSnapshot,
     ExportAdapter,
@@ -150,6 +151,8 @@ class Engine:
             case Sample():
                 self._accept_sample(ticket, request)
                 return
+            case CancelSample():
+                raise RequestError("samples cannot be cancelled yet", "server")
             case _:
                 self._scheduler.add(ticket)
                 self._show_state(request.model_id)

@@ -6,7 +6,7 @@ predicts ``targets[i]``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -47,11 +47,15 @@ class AdamParams:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Datum:
-    """One training sequence: all arrays have its length N."""
+    """One training sequence of length N, with one target or K targets per position.
+
+    ``inputs`` are weights, advantages and the like: float32 of shape (N,), weights of the shape of ``targets``.
+    A loss that was uploaded or registered may read others: float32 or int64, of shape (), (N,) or (N, K).
+    """
 
     tokens: np.ndarray  # (N,) int32
-    targets: np.ndarray  # (N,) int32
-    inputs: Mapping[str, np.ndarray] = field(default_factory=dict)  # (N,) float32 each: weights, advantages ...
+    targets: np.ndarray  # (N,) or (N, K) int32
+    inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,18 +164,37 @@ class SkipSeq:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """Draw ``num_samples`` continuations of one prompt. Result: SampleResult."""
+    """Draw ``num_samples`` continuations of one prompt, and score the prompt. Result: SampleResult.
+
+    Row i of ``target_prompt_logprobs`` names tokens whose logprob is wanted in the place of prompt[i + 1]; -1: none.
+    """
 
     snapshot_id: str | None  # None: the base model
     prompt: np.ndarray  # (P,) int32
     num_samples: int
     params: SamplingParams
     prompt_logprobs: bool = False
+    prompt_logprobs_last_n: int | None = None  # score only so many tokens at the prompt's end
     topk_prompt_logprobs: int = 0
+    topk_sample_logprobs: int = 0
+    target_prompt_logprobs: np.ndarray | None = None  # (P - 1, K) int32
+    prompt_alt_tokens_k: int = 0
+    on_tokens: TokensDrawn | None = None  # told of tokens as they are drawn
 
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CancelSample:
+    """Stop a Sample request, which fails with RequestError; no effect on one that has ended. Result: None."""
+
+    sample: Sample
+
+
+# Index among the samples, and its newest tokens (n,) int32 with their logprobs (n,) float32. On the engine thread: it
+# must not block. What it was told is never taken back.
+TokensDrawn = Callable[[int, np.ndarray, np.ndarray], None]
 
 Sequenced = ForwardBackward | OptimStep | ExportAdapter | ImportAdapter | TakeSnapshot | SkipSeq
-Request = Sequenced | CreateAdapter | UnloadAdapter | LoadSnapshot | DropSnapshot | Sample
+Request = Sequenced | CreateAdapter | UnloadAdapter | LoadSnapshot | DropSnapshot | Sample | CancelSample
 
 
 # ----------------------------------------------------------------------------------- results
@@ -179,7 +202,7 @@ Request = Sequenced | CreateAdapter | UnloadAdapter | LoadSnapshot | DropSnapsho
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ForwardBackwardResult:
-    """Target logprobs of each datum, (N,) float32, and metrics named ``<name>:<reduction>``."""
+    """Target logprobs of each datum, float32 in the shape of its targets, and metrics named ``<name>:<reduction>``."""
 
     logprobs: tuple[np.ndarray, ...]
     metrics: Mapping[str, float]
@@ -199,14 +222,26 @@ class SampledSequence:
     tokens: np.ndarray  # (n,) int32
     logprobs: np.ndarray  # (n,) float32
     stop_reason: Literal["stop", "length"]
+    topk_logprobs: TopLogprobs | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TopLogprobs:
-    """The k likeliest tokens per prompt position, best first; row 0 holds the sentinels (0, -99999.0)."""
+    """The k likeliest tokens per position, best first.
 
-    token_ids: np.ndarray  # (P, k) int32
-    logprobs: np.ndarray  # (P, k) float32
+    Of a prompt all P positions, where row 0 holds the sentinels (0, -99999.0); of a sampled sequence its n tokens.
+    """
+
+    token_ids: np.ndarray  # (P, k) or (n, k) int32
+    logprobs: np.ndarray  # the same shape, float32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AltTokens:
+    """k draws, with replacement and at the request's temperature, in the place of each of prompt[1:]."""
+
+    tokens: np.ndarray  # (P - 1, k) int32
+    logprobs: np.ndarray  # (P - 1, k) float32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -216,6 +251,8 @@ class SampleResult:
     sequences: tuple[SampledSequence, ...]
     prompt_logprobs: np.ndarray | None = None  # (P,) float32, NaN at 0
     topk_prompt_logprobs: TopLogprobs | None = None
+    target_prompt_logprobs: np.ndarray | None = None  # (P - 1, K) float32, 0 where the token was -1
+    prompt_alt_tokens: AltTokens | None = None
     prompt_cache_hit_tokens: int = 0
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from txlab.engine.requests import RequestError
 from txlab.server.errors import ApiError
-from txlab.server.wire import json_bytes
+from txlab.server.wire.base import json_bytes
 from txlab.store.checkpoints import CheckpointError
 
 log = logging.getLogger(__name__)

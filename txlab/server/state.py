@@ -17,7 +17,7 @@ from txlab.engine.requests import DropSnapshot, Result, SkipSeq, UnloadAdapter
 from txlab.server.errors import ApiError
 from txlab.server.futures import FutureTable, Job
 from txlab.server.sessions import Session, Sessions
-from txlab.server.wire import UntypedFuture
+from txlab.server.wire.futures import UntypedFuture
 from txlab.store.checkpoints import Checkpoints
 
 if TYPE_CHECKING:

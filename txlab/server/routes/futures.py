@@ -5,7 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 
 from txlab.server.state import Server
-from txlab.server.wire import RetrieveFuture, json_bytes
+from txlab.server.wire.base import json_bytes
+from txlab.server.wire.futures import RetrieveFuture
 
 router = APIRouter(tags=["futures"])
 

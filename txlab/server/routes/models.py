@@ -11,7 +11,8 @@ from txlab.server.errors import ApiError
 from txlab.server.futures import Reply, json_reply
 from txlab.server.sessions import Model
 from txlab.server.state import Server
-from txlab.server.wire import CreateModel, ModelAddress, ModelData, ModelInfo, OptimizerConfig, UntypedFuture
+from txlab.server.wire.futures import UntypedFuture
+from txlab.server.wire.models import CreateModel, ModelAddress, ModelData, ModelInfo, OptimizerConfig
 
 router = APIRouter(tags=["models"])
 

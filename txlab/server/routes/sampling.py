@@ -15,14 +15,14 @@ from txlab.server.futures import Reply, proto_reply
 from txlab.server.proto import encode_sample, narrow, sample_bytes
 from txlab.server.sessions import Sampler
 from txlab.server.state import Server, ServerState
-from txlab.server.wire import (
+from txlab.server.wire.futures import UntypedFuture
+from txlab.server.wire.sampling import (
     CreateSamplingSession,
     Prompt,
     SampleBody,
     SamplerInfo,
     SamplingParamsBody,
     SamplingSession,
-    UntypedFuture,
 )
 
 router = APIRouter(tags=["sampling"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from txlab.server.state import Server
-from txlab.server.wire import Capabilities, ClientConfig, DynamicConfig, SupportedModel
+from txlab.server.wire.service import Capabilities, ClientConfig, DynamicConfig, SupportedModel
 
 router = APIRouter(tags=["service"])
 

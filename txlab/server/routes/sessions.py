@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from txlab.server.errors import ApiError
 from txlab.server.state import Server
-from txlab.server.wire import CreateSession, FinishSession, SessionCreated, SessionHeartbeat
+from txlab.server.wire.sessions import CreateSession, FinishSession, SessionCreated, SessionHeartbeat
 
 router = APIRouter(tags=["sessions"])
 

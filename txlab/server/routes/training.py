@@ -26,7 +26,9 @@ from txlab.server.errors import ApiError, explain
 from txlab.server.futures import Reply, json_reply, proto_reply
 from txlab.server.proto import encode_pass, parse_pass, to_forward_backward
 from txlab.server.state import Server
-from txlab.server.wire import OptimStepBody, UntypedFuture, finite
+from txlab.server.wire.base import finite
+from txlab.server.wire.futures import UntypedFuture
+from txlab.server.wire.training import OptimStepBody
 
 router = APIRouter(tags=["training"])
 

@@ -15,7 +15,8 @@ from txlab.server.futures import Reply, json_reply
 from txlab.server.routes.models import check_optimizer
 from txlab.server.sessions import Model, Sampler
 from txlab.server.state import Server, ServerState
-from txlab.server.wire import LoadWeights, SaveWeights, SaveWeightsForSampler, UntypedFuture, WeightsInfo, WeightsPath
+from txlab.server.wire.futures import UntypedFuture
+from txlab.server.wire.weights import LoadWeights, SaveWeights, SaveWeightsForSampler, WeightsInfo, WeightsPath
 from txlab.store.checkpoints import Address, Kind
 
 router = APIRouter(tags=["weights"])

@@ -1,0 +1,1 @@
+"""JSON bodies of the Tinker API, one module per resource, named as the routes are."""

@@ -1,0 +1,62 @@
+"""Checkpoints and samplers made of weights."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from txlab.server.wire.base import SeqId, WireModel
+from txlab.server.wire.models import OptimizerConfig
+
+
+class SaveWeights(WireModel):
+    """Write a checkpoint to train on from; ``path`` is its name."""
+
+    model_id: str
+    seq_id: SeqId
+    path: str
+    ttl_seconds: int | None = None
+    overwrite: bool = False
+    user_metadata: dict[str, Any] | None = None
+
+
+class SaveWeightsForSampler(WireModel):
+    """Write a checkpoint to sample from, or without ``path`` freeze the weights in memory."""
+
+    model_id: str
+    seq_id: SeqId
+    path: str | None = None
+    sampling_session_seq_id: int | None = None
+    kind: Literal["snapshot", "inflight"] = "snapshot"
+    ttl_seconds: int | None = None
+    user_metadata: dict[str, Any] | None = None
+
+
+class LoadWeights(WireModel):
+    """Load into a new model (``session_id``, ``model_seq_id``) or into an old one (``model_id``, ``seq_id``)."""
+
+    path: str
+    optimizer: bool
+    session_id: str | None = None
+    model_seq_id: int | None = None
+    model_id: str | None = None
+    seq_id: SeqId | None = None
+    base_model: str | None = None
+    optimizer_config: OptimizerConfig = OptimizerConfig()
+    user_metadata: dict[str, Any] | None = None
+
+
+class WeightsPath(WireModel):
+    """Body of weights_info."""
+
+    tinker_path: str
+
+
+class WeightsInfo(WireModel):
+    """What a checkpoint was made of."""
+
+    base_model: str
+    is_lora: bool = True
+    lora_rank: int
+    train_unembed: bool
+    train_mlp: bool
+    train_attn: bool
