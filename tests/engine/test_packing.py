@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.engine.tools import datum
+from tests.engine.tools import datum, tokens
 from txlab.engine.losses import LOSSES
-from txlab.engine.packing import Item, bucket, pack
+from txlab.engine.packing import TARGETS_OF_A_TOKEN, Item, bucket, pack
+from txlab.engine.requests import Datum, RequestError
 
 CE = LOSSES["cross_entropy"]
 
@@ -71,3 +72,47 @@ def test_options_become_inputs_and_a_datum_may_override_them():
     low = [batch.inputs["clip_low_threshold"][p.span][0] for p in batch.placements]
     assert np.allclose(low, [0.5, 0.1])
     assert np.allclose(batch.inputs["clip_high_threshold"][batch.placements[0].span], 1.2)
+
+
+def many(n, k, seed=0):
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(1, 300, (n, k)).astype(np.int32)
+    return Datum(tokens(n, seed), targets, {"weights": rng.random((n, k)).astype(np.float32)})
+
+
+def test_several_targets_keep_their_cells_and_the_rest_weighs_nothing():
+    data = [many(9, 3, 0), many(20, 4, 1), many(5, 1, 2), datum(7, 3), many(6, 5, 4)]
+    batches = list(pack([Item(0, i, 0, d, {}) for i, d in enumerate(data)], CE, 1024))
+    assert [batch.targets.shape[2:] for batch in batches] == [(), (4,), (8,)]
+    found = {}
+    for batch in batches:
+        weight = 0.0
+        for p in batch.placements:
+            d = p.item.datum
+            found[p.item.index] = p
+            np.testing.assert_array_equal(p.cells(batch.targets).reshape(d.targets.shape), d.targets)
+            expected = d.inputs.get("weights", np.ones(d.targets.shape, np.float32))
+            np.testing.assert_array_equal(p.cells(batch.inputs["weights"]).reshape(expected.shape), expected)
+            weight += float(expected.sum(dtype=np.float64))
+        assert batch.inputs["weights"].sum(dtype=np.float64) == pytest.approx(weight)
+    assert sorted(found) == list(range(5))
+
+
+def test_many_targets_make_batches_smaller():
+    sizes = [batch.targets.size for batch in pack([Item(0, i, 0, many(16, 256, i), {}) for i in range(64)], CE, 1024)]
+    assert max(sizes) <= 1024 * TARGETS_OF_A_TOKEN
+    assert sum(sizes) == 64 * 16 * 256
+
+
+def test_a_loss_across_positions_has_its_rows_alone():
+    inputs = {"logprobs": 0.0, "advantages": 1.0, "sequence_ratio_mask": 1.0}
+    given = [Item(0, i, 0, datum(n, i, **inputs), {}) for i, n in enumerate((20, 3, 5, 9, 2))]
+    (batch,) = pack(given, LOSSES["gspo"], 1024)
+    assert sorted(p.row for p in batch.placements) == list(range(5))
+    assert {p.start for p in batch.placements} == {0}
+    assert batch.tokens.shape == (8, 32)
+
+
+def test_a_datum_that_a_replaced_loss_no_longer_fits_is_named():
+    with pytest.raises(RequestError, match=r"data\[0\] lacks 'advantages', which ppo needs"):
+        list(pack([Item(0, 0, 0, datum(4, logprobs=0.0), {})], LOSSES["ppo"], 64))

@@ -1,74 +1,207 @@
 """Every loss as one small pure function of the target logprobs, and the registry that names them.
 
-A loss sees one device batch: ``logprobs`` (B, T) of the targets under the present weights, and its inputs as
-float32 arrays of the same shape. Options such as clip thresholds arrive as inputs too (one value per token), so
-that requests with different options share a program. It returns the elementwise loss (B, T); what is reported
-and differentiated is the plain sum. Formulas: the Tinker documentation, "Losses".
+A ``Loss`` is traced into the fused program of a pass. It sees one device batch: ``logprobs`` (B, T) of the targets
+under the present weights, 0 in padding, and its inputs as float32 arrays of the same shape. Options such as clip
+thresholds arrive as inputs too (one value per token), so that requests with different options share a program. What
+is reported and differentiated is the plain sum of its elements. With K targets per position all arrays are (B, T, K).
 
-The registry imports without JAX; the functions import it when they are traced.
+A ``DatumLoss`` runs on the host, datum by datum, between the forward and the backward pass.
+
+Formulas: the Tinker documentation, "Losses"; GSPO: arXiv:2507.18071, equations 11 to 14. The module imports without
+JAX; the functions import it when they are traced.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
 
 if TYPE_CHECKING:
     import jax
 
     Inputs = Mapping[str, jax.Array]
-    LossFn = Callable[[jax.Array, Inputs], jax.Array]
 
 
-@dataclass(frozen=True, slots=True)
+class Terms(NamedTuple):
+    """What a loss computes, elementwise in the shape of its logprobs.
+
+    ``metrics`` are named ``<name>:sum`` or ``<name>:mean``; a mean is the sum of its values by that of ``counts``.
+    """
+
+    loss: jax.Array
+    metrics: Mapping[str, jax.Array] = {}
+    counts: jax.Array | None = None
+
+
+LossFn = Callable[["jax.Array", "Inputs"], Terms]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Loss:
-    """A loss: its function, the inputs each datum must or may bring, and its options with their defaults."""
+    """A loss of a fused pass: its function, the inputs that a datum must or may bring, and its options.
+
+    Compared by identity: programs are compiled for this very loss, so a new one of the same name gets new programs.
+    """
 
     name: str
     function: LossFn
     required: tuple[str, ...] = ()
     optional: Mapping[str, float] = field(default_factory=dict)  # input -> value where a datum lacks it
-    options: Mapping[str, float | None] = field(default_factory=dict)  # None: must be given
+    options: Mapping[str, float | None] = field(default_factory=dict)  # of loss_fn_config; None: must be given
+    per_token: tuple[str, ...] = ()  # options that a datum may bring as inputs, which then count
+    many_targets: bool = False  # takes K targets per position
+    alone: bool = False  # looks across positions: its datums share no row
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of all arrays that the function reads."""
         return (*self.required, *self.optional, *self.options)
 
-
-def cross_entropy(logprobs: jax.Array, inputs: Inputs) -> jax.Array:
-    """-w * lp."""
-    return -inputs["weights"] * logprobs
-
-
-def importance_sampling(logprobs: jax.Array, inputs: Inputs) -> jax.Array:
-    """-r * A with r = exp(lp - q)."""
-    return -_ratio(logprobs, inputs) * inputs["advantages"]
+    @property
+    def datum_inputs(self) -> tuple[str, ...]:
+        """Names of what a datum may bring."""
+        return (*self.required, *self.optional, *self.per_token)
 
 
-def ppo(logprobs: jax.Array, inputs: Inputs) -> jax.Array:
-    """-min(r * A, clip(r, low, high) * A)."""
+@dataclass(frozen=True, slots=True, eq=False)
+class DatumLossValue:
+    """The loss of one datum, its gradient by the logprobs (their shape), and metrics ``<name>:sum`` or ``:mean``."""
+
+    loss: float
+    gradient: np.ndarray
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class DatumLoss(Protocol):
+    """A loss evaluated on the host, one datum at its exact length at a time."""
+
+    @property
+    def name(self) -> str:
+        """What requests call it."""
+        ...
+
+    @property
+    def rank(self) -> int:
+        """Of the logprobs: 1 for one target per position, 2 for K."""
+        ...
+
+    @property
+    def inputs(self) -> Mapping[str, int]:
+        """Rank (0, 1 or 2) of every input that a datum must bring, logprobs left out."""
+        ...
+
+    def evaluate(self, logprobs: np.ndarray, inputs: Mapping[str, np.ndarray]) -> DatumLossValue:
+        """Loss and gradient at float32 ``logprobs`` (N,) or (N, K), from float32 or int64 inputs of the named ranks.
+
+        ValueError, or any exception, where it cannot be computed: it fails the request of this datum.
+        """
+        ...
+
+
+class Losses:
+    """The losses by name: those that are built in, and what is added. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._losses: dict[str, Loss | DatumLoss] = dict(LOSSES)
+
+    def add(self, loss: Loss | DatumLoss) -> None:
+        """Make a loss known, in place of one added under the same name. ValueError for a built-in name."""
+        check_name(loss.name)
+        with self._lock:
+            self._losses[loss.name] = loss
+
+    def remove(self, name: str) -> None:
+        """Forget an added loss, if it is there. ValueError for a built-in one."""
+        check_name(name)
+        with self._lock:
+            self._losses.pop(name, None)
+
+    def get(self, name: str) -> Loss | DatumLoss | None:
+        """Find a loss."""
+        with self._lock:
+            return self._losses.get(name)
+
+    def names(self) -> tuple[str, ...]:
+        """What a request may name as loss_fn: all but the losses that run on the host, which go by their ids."""
+        with self._lock:
+            return tuple(name for name, loss in self._losses.items() if isinstance(loss, Loss))
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError where an added loss may not have this name."""
+    if name in LOSSES or name in REFUSED or name == "custom":
+        raise ValueError(f"{name!r} is the name of a built-in loss: choose another one")
+
+
+def apply(loss: Loss, logprobs: jax.Array, inputs: Inputs, real: jax.Array) -> tuple[jax.Array, Terms]:
+    """Logprobs, and the terms of each position (B, T), all of them 0 where ``real`` (B, T) is False.
+
+    What a loss makes of padding, NaN included, reaches neither its sum nor its gradient.
+    """
+    import jax
     import jax.numpy as jnp
 
-    ratio, advantages = _ratio(logprobs, inputs), inputs["advantages"]
-    clipped = jnp.clip(ratio, inputs["clip_low_threshold"], inputs["clip_high_threshold"])
-    return -jnp.minimum(ratio * advantages, clipped * advantages)
+    many = logprobs.ndim == 3
+    logprobs = jnp.where(real[..., None] if many else real, logprobs, 0.0)
+    terms = loss.function(logprobs, inputs)
+    if many:
+        terms = jax.tree.map(lambda x: x.sum(axis=-1), terms)
+    return logprobs, jax.tree.map(lambda x: jnp.where(real, x, 0.0), terms)
 
 
-def cispo(logprobs: jax.Array, inputs: Inputs) -> jax.Array:
-    """-stop_gradient(clip(r, low, high)) * lp * A."""
+def cross_entropy(logprobs: jax.Array, inputs: Inputs) -> Terms:
+    """-w * lp."""
+    weights = inputs["weights"]
+    return Terms(-weights * logprobs, {"weights:sum": weights})
+
+
+def importance_sampling(logprobs: jax.Array, inputs: Inputs) -> Terms:
+    """-r * A with r = exp(lp - q)."""
+    ratio = _ratio(logprobs, inputs)
+    return _policy(-ratio * inputs["advantages"], logprobs, inputs, ratio)
+
+
+def ppo(logprobs: jax.Array, inputs: Inputs) -> Terms:
+    """-min(r * A, clip(r, low, high) * A)."""
+    return _clipped_surrogate(_ratio(logprobs, inputs), logprobs, inputs)
+
+
+def gspo(logprobs: jax.Array, inputs: Inputs) -> Terms:
+    """PPO with the ratio s of the sequence: log s is the mean of lp - q over ``sequence_ratio_mask``.
+
+    Its gradient goes through each token's own lp: the ratio is stop_gradient(s) * exp(lp - stop_gradient(lp)).
+    """
     import jax.numpy as jnp
     from jax import lax
 
-    clipped = jnp.clip(_ratio(logprobs, inputs), inputs["clip_low_threshold"], inputs["clip_high_threshold"])
-    return -lax.stop_gradient(clipped) * logprobs * inputs["advantages"]
+    mask = inputs["sequence_ratio_mask"]
+    weight = mask.sum(axis=-1, keepdims=True)  # (B, 1)
+    difference = (mask * (logprobs - inputs["logprobs"])).sum(axis=-1, keepdims=True)
+    sequence = jnp.exp(difference / jnp.where(weight > 0, weight, 1.0))
+    ratio = lax.stop_gradient(sequence) * jnp.exp(logprobs - lax.stop_gradient(logprobs))
+    return _clipped_surrogate(ratio, logprobs, inputs)
 
 
-def dro(logprobs: jax.Array, inputs: Inputs) -> jax.Array:
+def cispo(logprobs: jax.Array, inputs: Inputs) -> Terms:
+    """-stop_gradient(clip(r, low, high)) * lp * A."""
+    from jax import lax
+
+    ratio = _ratio(logprobs, inputs)
+    clipped = _clip(ratio, inputs)
+    loss = -lax.stop_gradient(clipped) * logprobs * inputs["advantages"]
+    return _policy(loss, logprobs, inputs, ratio, clipped != ratio)
+
+
+def dro(logprobs: jax.Array, inputs: Inputs) -> Terms:
     """-(lp * A - beta / 2 * (lp - q)^2)."""
     difference = logprobs - inputs["logprobs"]
-    return -(logprobs * inputs["advantages"] - 0.5 * inputs["beta"] * difference**2)
+    loss = -(logprobs * inputs["advantages"] - 0.5 * inputs["beta"] * difference**2)
+    return _policy(loss, logprobs, inputs, _ratio(logprobs, inputs))
 
 
 def _ratio(logprobs: jax.Array, inputs: Inputs) -> jax.Array:
@@ -77,15 +210,62 @@ def _ratio(logprobs: jax.Array, inputs: Inputs) -> jax.Array:
     return jnp.exp(logprobs - inputs["logprobs"])
 
 
+def _clip(ratio: jax.Array, inputs: Inputs) -> jax.Array:
+    import jax.numpy as jnp
+
+    return jnp.clip(ratio, inputs["clip_low_threshold"], inputs["clip_high_threshold"])
+
+
+def _clipped_surrogate(ratio: jax.Array, logprobs: jax.Array, inputs: Inputs) -> Terms:
+    """PPO's loss of any ratio (arXiv:1707.06347, equation 7)."""
+    import jax.numpy as jnp
+
+    plain, clipped = ratio * inputs["advantages"], _clip(ratio, inputs) * inputs["advantages"]
+    return _policy(-jnp.minimum(plain, clipped), logprobs, inputs, ratio, clipped < plain)
+
+
+def _policy(
+    loss: jax.Array, logprobs: jax.Array, inputs: Inputs, ratio: jax.Array, clipped: jax.Array | None = None
+) -> Terms:
+    """Add the metrics of a policy loss: means over its action tokens, where advantages or logprobs are not zero.
+
+    With x = lp - q of tokens drawn from q, ``kl_k1`` = -x and ``kl_k3`` = exp(x) - 1 - x estimate KL(q, p) without
+    bias (J. Schulman, "Approximating KL Divergence", 2020); ``entropy`` = -lp is exact in the mean where p is q.
+    """
+    import jax.numpy as jnp
+
+    action = (inputs["advantages"] != 0) | (inputs["logprobs"] != 0)
+    difference = logprobs - inputs["logprobs"]
+    values = {
+        "ratio:mean": ratio,
+        "kl_k1:mean": -difference,
+        "kl_k3:mean": jnp.expm1(difference) - difference,
+        "entropy:mean": -logprobs,
+        "action_tokens:sum": action,
+    }
+    if clipped is not None:
+        values["clip_fraction:mean"] = clipped
+    metrics = {name: jnp.where(action, value, 0.0) for name, value in values.items()}
+    return Terms(loss, metrics, action.astype(jnp.float32))
+
+
 _POLICY = ("logprobs", "advantages")
+_CLIP = ("clip_low_threshold", "clip_high_threshold")
+_PPO_CLIP = {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}
 
 LOSSES: Mapping[str, Loss] = {
     loss.name: loss
     for loss in (
-        Loss("cross_entropy", cross_entropy, optional={"weights": 1.0}),
+        Loss("cross_entropy", cross_entropy, optional={"weights": 1.0}, many_targets=True),
         Loss("importance_sampling", importance_sampling, _POLICY),
-        Loss("ppo", ppo, _POLICY, options={"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}),
-        Loss("cispo", cispo, _POLICY, options={"clip_low_threshold": 0.0, "clip_high_threshold": 4.0}),
+        Loss("ppo", ppo, _POLICY, options=_PPO_CLIP, per_token=_CLIP),
+        Loss("cispo", cispo, _POLICY, options={"clip_low_threshold": 0.0, "clip_high_threshold": 4.0}, per_token=_CLIP),
         Loss("dro", dro, _POLICY, options={"beta": None}),
+        Loss("gspo", gspo, (*_POLICY, "sequence_ratio_mask"), options=_PPO_CLIP, per_token=_CLIP, alone=True),
     )
+}
+
+REFUSED: Mapping[str, str] = {
+    "stable_reinforce": "it needs the provenance of sampled tokens (with_provenance, record_stability_info), which "
+    "this server does not keep; use importance_sampling, ppo, cispo or gspo, with a KL penalty in the advantages",
 }

@@ -1,7 +1,8 @@
 """Training sequences to device batches: rows of one width under a token budget, shapes from a small closed set.
 
-Several short sequences share a row when they belong to the same adapter; segment ids keep them apart. Rows and
-widths are powers of two, so that a long trace of requests compiles few programs. NumPy only.
+Several short sequences share a row when they belong to the same adapter and their loss looks at one position at a
+time; segment ids keep them apart. Rows, widths and targets per position are powers of two, so that a long trace of
+requests compiles few programs. NumPy only.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from txlab.engine.losses import Loss
-from txlab.engine.requests import Datum
+from txlab.engine.requests import Datum, RequestError
 
 MIN_WIDTH = 16
 FILL_WIDTH = 128  # short sequences are packed into rows of up to this width
+TARGETS_OF_A_TOKEN = 64  # so many targets at a position weigh as much as the position itself
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,6 +33,11 @@ class Item:
     def __len__(self) -> int:
         return len(self.datum.tokens)
 
+    @property
+    def targets(self) -> int:
+        """Targets per position."""
+        return 1 if self.datum.targets.ndim == 1 else self.datum.targets.shape[1]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Placement:
@@ -45,16 +52,23 @@ class Placement:
         """Index of the item's positions in a (B, T) array."""
         return self.row, slice(self.start, self.start + len(self.item))
 
+    def cells(self, array: np.ndarray) -> np.ndarray:
+        """View the item's part, (N,) or (N, K), of an array (B, T) or (B, T, bucket of K)."""
+        return array[self.span][..., : self.item.targets] if array.ndim == 3 else array[self.span]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainBatch:
-    """One device batch of B rows of T positions. Segment id 0 is padding."""
+    """One device batch of B rows of T positions. Segment id 0 is padding.
+
+    Where positions have K > 1 targets, ``targets`` and ``inputs`` are (B, T, K), 0 in what K was padded with.
+    """
 
     tokens: np.ndarray  # (B, T) int32
     positions: np.ndarray  # (B, T) int32, from 0 in each segment
     segment_ids: np.ndarray  # (B, T) int32
-    targets: np.ndarray  # (B, T) int32
-    inputs: dict[str, np.ndarray]  # (B, T) float32 each; 0 in padding
+    targets: np.ndarray  # (B, T) or (B, T, K) int32
+    inputs: Mapping[str, np.ndarray]  # float32 of the same shape each; 0 in padding
     adapters: np.ndarray  # (B,) int32: each row's entry in the adapter stack
     placements: tuple[Placement, ...]
 
@@ -65,12 +79,17 @@ def bucket(n: int, least: int = 1) -> int:
 
 
 def pack(items: Sequence[Item], loss: Loss, budget: int) -> Iterator[TrainBatch]:
-    """Lay ``items`` out in batches of at most ``budget`` tokens (one row at least), longest sequences first."""
-    remaining = sorted(items, key=len, reverse=True)
-    while remaining:
-        width = _width(remaining)
-        rows, remaining = _fill(remaining, width, max(1, budget // width))
-        yield _batch(rows, width, loss)
+    """Lay ``items`` out in batches of at most ``budget`` tokens (one row at least), longest sequences first.
+
+    RequestError where an item lacks an input of ``loss``.
+    """
+    for targets in sorted({bucket(item.targets) for item in items}):
+        remaining = sorted((item for item in items if bucket(item.targets) == targets), key=len, reverse=True)
+        while remaining:
+            width = bucket(len(remaining[0]), MIN_WIDTH) if loss.alone else _width(remaining)
+            most = budget // (width * max(1, targets // TARGETS_OF_A_TOKEN))
+            rows, remaining = _fill(remaining, width, max(1, most), loss.alone)
+            yield _batch(rows, (bucket(len(rows)), width), targets, loss)
 
 
 def _width(items: Sequence[Item]) -> int:
@@ -81,7 +100,7 @@ def _width(items: Sequence[Item]) -> int:
     return bucket(max(len(items[0]), min(FILL_WIDTH, max(tokens.values()))), MIN_WIDTH)
 
 
-def _fill(items: Sequence[Item], width: int, max_rows: int) -> tuple[list[list[Item]], list[Item]]:
+def _fill(items: Sequence[Item], width: int, max_rows: int, alone: bool) -> tuple[list[list[Item]], list[Item]]:
     """First fit: each item goes to the first row of its adapter with room. Also what found no row."""
     rows: list[list[Item]] = []
     room: list[int] = []
@@ -94,16 +113,17 @@ def _fill(items: Sequence[Item], width: int, max_rows: int) -> tuple[list[list[I
             room[row] -= len(item)
         elif len(rows) < max_rows:
             rows.append([item])
-            room.append(width - len(item))
+            room.append(0 if alone else width - len(item))
         else:
             left.append(item)
     return rows, left
 
 
-def _batch(rows: Sequence[Sequence[Item]], width: int, loss: Loss) -> TrainBatch:
-    shape = (bucket(len(rows)), width)
-    tokens, positions, segment_ids, targets = (np.zeros(shape, np.int32) for _ in range(4))
-    inputs = {name: np.zeros(shape, np.float32) for name in loss.inputs}
+def _batch(rows: Sequence[Sequence[Item]], shape: tuple[int, int], k: int, loss: Loss) -> TrainBatch:
+    cells = shape if k == 1 else (*shape, k)
+    tokens, positions, segment_ids = (np.zeros(shape, np.int32) for _ in range(3))
+    targets = np.zeros(cells, np.int32)
+    inputs = {name: np.zeros(cells, np.float32) for name in loss.inputs}
     adapters = np.zeros(shape[0], np.int32)
     placements = []
     for r, row in enumerate(rows):
@@ -112,13 +132,18 @@ def _batch(rows: Sequence[Sequence[Item]], width: int, loss: Loss) -> TrainBatch
         for segment, item in enumerate(row, start=1):
             placement = Placement(item, r, start)
             at = placement.span
-            tokens[at], targets[at] = item.datum.tokens, item.datum.targets
-            positions[at], segment_ids[at] = np.arange(len(item)), segment
+            tokens[at], positions[at], segment_ids[at] = item.datum.tokens, np.arange(len(item)), segment
+            _write(placement.cells(targets), item.datum.targets)
             for name, array in inputs.items():
-                array[at] = _input(name, item, loss)
+                _write(placement.cells(array), _input(name, item, loss))
             placements.append(placement)
             start += len(item)
     return TrainBatch(tokens, positions, segment_ids, targets, inputs, adapters, tuple(placements))
+
+
+def _write(cells: np.ndarray, values: np.ndarray | float) -> None:
+    """Fill ``cells`` (N,) or (N, K); values (N, 1) fit (N,), and one number fits all."""
+    cells[...] = values.reshape(cells.shape) if isinstance(values, np.ndarray) else values
 
 
 def _input(name: str, item: Item, loss: Loss) -> np.ndarray | float:
@@ -128,5 +153,6 @@ def _input(name: str, item: Item, loss: Loss) -> np.ndarray | float:
     if name in item.options:
         return item.options[name]
     default = loss.optional.get(name, loss.options.get(name))
-    assert default is not None, f"{name} was validated"
+    if default is None:  # the request was validated, but for a loss that another has replaced since
+        raise RequestError(f"data[{item.index}] lacks {name!r}, which {loss.name} needs")
     return default

@@ -6,8 +6,8 @@ positions at a time, and the backward pass recomputes each slice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 from jax import lax
 
-from txlab.engine.losses import LOSSES
+from txlab.engine.losses import Loss, apply
 from txlab.engine.packing import TrainBatch
 from txlab.engine.requests import AdamParams, OptimStepResult, RequestError
 from txlab.lora.adapter import Adapter, Weights, zero_moments
@@ -26,6 +26,7 @@ from txlab.models.attention import segment_attention
 from txlab.models.decoder import Decoder, base_projector
 
 HEAD_TOKENS = 128  # positions whose logits are alive together
+LOSSES_COMPILED = 64  # losses whose programs are kept; users replace theirs again and again
 
 
 class Arrays(NamedTuple):
@@ -40,10 +41,12 @@ class Arrays(NamedTuple):
 
 
 class PassOutput(NamedTuple):
-    """Of one batch, both (B, T) float32, 0 in padding."""
+    """Of one batch, (B, T) float32 each, 0 in padding."""
 
-    logprobs: Any
-    loss: Any  # elementwise
+    logprobs: Any  # (B, T), or (B, T, K) as the targets
+    loss: Any  # elementwise; of K targets together
+    metrics: Mapping[str, Any]  # elementwise, as Terms has them
+    counts: Any  # what means divide by, elementwise, or None
 
 
 class Trainer:
@@ -53,16 +56,16 @@ class Trainer:
         self._graph, self._state = nnx.split(decoder)
         self._remat_tokens = remat_tokens
 
-    def forward(self, adapters: AdapterSet | None, batch: TrainBatch, loss: str) -> PassOutput:
-        """Logprobs and elementwise loss."""
-        output = _forward(self._graph, loss, self._state, adapters, _arrays(batch))
-        return PassOutput(*jax.device_get(output))
+    def forward(self, adapters: AdapterSet | None, batch: TrainBatch, loss: Loss) -> PassOutput:
+        """Logprobs, elementwise loss and metrics."""
+        return jax.device_get(_programs(loss).forward(self._graph, self._state, adapters, _arrays(batch)))
 
-    def forward_backward(self, adapters: AdapterSet, batch: TrainBatch, loss: str) -> tuple[PassOutput, Weights]:
+    def forward_backward(self, adapters: AdapterSet, batch: TrainBatch, loss: Loss) -> tuple[PassOutput, Weights]:
         """The same, and the gradient of the summed loss by ``adapters.weights``, left on the device."""
         remat = batch.tokens.size > self._remat_tokens
-        output, gradient = _forward_backward(self._graph, loss, remat, self._state, adapters, _arrays(batch))
-        return PassOutput(*jax.device_get(output)), gradient
+        run = _programs(loss).forward_backward
+        output, gradient = run(self._graph, remat, self._state, adapters, _arrays(batch))
+        return jax.device_get(output), gradient
 
 
 def accumulate(total: Weights | None, gradient: Weights) -> Weights:
@@ -90,13 +93,27 @@ def _arrays(batch: TrainBatch) -> Arrays:
     return Arrays(batch.tokens, batch.positions, batch.segment_ids, batch.targets, batch.inputs, batch.adapters)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _forward(graph, loss: str, state, adapters: AdapterSet | None, arrays: Arrays):
+class Programs(NamedTuple):
+    """The jitted programs of one loss; arguments as in ``_forward`` and ``_forward_backward``, the loss left out."""
+
+    forward: Callable[..., PassOutput]
+    forward_backward: Callable[..., tuple[PassOutput, Weights]]
+
+
+@lru_cache(maxsize=LOSSES_COMPILED)
+def _programs(loss: Loss) -> Programs:
+    """A loss that falls out takes its compiled programs along; as a static argument jit would hold on to it."""
+    return Programs(
+        jax.jit(partial(_forward, loss), static_argnums=0),
+        jax.jit(partial(_forward_backward, loss), static_argnums=(0, 1)),
+    )
+
+
+def _forward(loss: Loss, graph, state, adapters: AdapterSet | None, arrays: Arrays) -> PassOutput:
     return _pass(nnx.merge(graph, state), adapters, arrays, loss)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _forward_backward(graph, loss: str, remat: bool, state, adapters: AdapterSet, arrays: Arrays):
+def _forward_backward(loss: Loss, graph, remat: bool, state, adapters: AdapterSet, arrays: Arrays):
     decoder = nnx.merge(graph, state)
 
     def total(weights: Weights):
@@ -107,24 +124,23 @@ def _forward_backward(graph, loss: str, remat: bool, state, adapters: AdapterSet
     return output, gradient
 
 
-def _pass(decoder: Decoder, adapters: AdapterSet | None, arrays: Arrays, loss: str, remat: bool = False) -> PassOutput:
+def _pass(decoder: Decoder, adapters: AdapterSet | None, arrays: Arrays, loss: Loss, remat: bool = False) -> PassOutput:
     project = base_projector if adapters is None else LoraProjector(adapters, arrays.adapters)
     attend = segment_attention(arrays.segment_ids)
     hidden, _ = decoder(arrays.tokens, arrays.positions, attend, project=project, remat=remat)  # (B, T, D)
     logprobs = target_logprobs(decoder.head, adapters, arrays.adapters, hidden, arrays.targets)
-    real = arrays.segment_ids > 0
-    logprobs = jnp.where(real, logprobs, 0.0)
-    return PassOutput(logprobs, jnp.where(real, LOSSES[loss].function(logprobs, arrays.inputs), 0.0))
+    logprobs, terms = apply(loss, logprobs, arrays.inputs, arrays.segment_ids > 0)
+    return PassOutput(logprobs, *terms)
 
 
 def target_logprobs(
     head: jax.Array, adapters: AdapterSet | None, rows: jax.Array, hidden: jax.Array, targets: jax.Array
 ) -> jax.Array:
-    """Log-probabilities (B, T) float32 of ``targets`` (B, T), from states (B, T, D) and the head (V, D).
+    """Log-probabilities float32 of ``targets`` (B, T) or (B, T, K), from states (B, T, D) and the head (V, D).
 
     One slice of HEAD_TOKENS positions at a time: of all rows together where they share an adapter, else of a row.
     """
-    batch, width = targets.shape
+    batch, width, *many = targets.shape
     shared = adapters is None or not adapters.stacked
     size = min(HEAD_TOKENS, batch * width if shared else width)
     slices = batch * width // size
@@ -132,13 +148,13 @@ def target_logprobs(
     @jax.checkpoint
     def slice_logprobs(hidden: jax.Array, targets: jax.Array, row: jax.Array) -> jax.Array:
         logits = head_logits(head, adapters, hidden, row)  # (S, V)
-        chosen = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-        return chosen - jax.nn.logsumexp(logits, axis=-1)
+        chosen = jnp.take_along_axis(logits, targets, axis=-1)  # (S, K)
+        return chosen - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
 
     of_slice = jnp.repeat(rows, slices // batch) if not shared else jnp.zeros(slices, jnp.int32)
-    parts = (hidden.reshape(slices, size, -1), targets.reshape(slices, size), of_slice)
+    parts = (hidden.reshape(slices, size, -1), targets.reshape(slices, size, -1), of_slice)
     _, logprobs = lax.scan(lambda _, part: (None, slice_logprobs(*part)), None, parts)
-    return logprobs.reshape(batch, width)
+    return logprobs.reshape(batch, width, *many)
 
 
 def head_logits(head: jax.Array, adapters: AdapterSet | None, hidden: jax.Array, row: jax.Array) -> jax.Array:
