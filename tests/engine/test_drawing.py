@@ -48,7 +48,7 @@ jitted = jax.jit(draw)
 )
 def test_frequencies_pass_a_chi_square_test(temperature, top_k, top_p):
     n = 20000
-    tokens, logprobs = jitted(np.tile(LOGITS, (n, 1)), params(n, temperature, top_k, top_p), np.zeros(n, np.int32))
+    tokens, logprobs, *_ = jitted(np.tile(LOGITS, (n, 1)), params(n, temperature, top_k, top_p), np.zeros(n, np.int32))
     expected = truncated(temperature, top_k, top_p) * n
     counts = np.bincount(tokens, minlength=V)
     assert (counts[expected == 0] == 0).all(), "a token that was cut away was drawn"
@@ -62,7 +62,7 @@ def test_frequencies_pass_a_chi_square_test(temperature, top_k, top_p):
 
 
 def test_greedy_takes_the_largest_logit_and_its_untempered_logprob():
-    tokens, logprobs = jitted(LOGITS[None], params(1, temperature=0.0), np.zeros(1, np.int32))
+    tokens, logprobs, *_ = jitted(LOGITS[None], params(1, temperature=0.0), np.zeros(1, np.int32))
     assert int(tokens[0]) == LOGITS.argmax()
     np.testing.assert_allclose(logprobs[0], np.log(softmax(LOGITS).max()), rtol=1e-5)
 
@@ -77,10 +77,10 @@ def test_a_row_draws_the_same_alone_and_among_others():
         np.arange(6, dtype=np.int32),
     )
     count = np.arange(6, dtype=np.int32)
-    together, _ = jitted(logits, mixed, count)
+    together, *_ = jitted(logits, mixed, count)
     for row in range(6):
         one = slice(row, row + 1)
-        alone, _ = jitted(logits[one], jax.tree.map(lambda x, one=one: x[one], mixed), count[one])
+        alone, *_ = jitted(logits[one], jax.tree.map(lambda x, one=one: x[one], mixed), count[one])
         assert int(alone[0]) == int(together[row])
 
 
@@ -89,9 +89,9 @@ def test_seed_sample_and_count_each_change_the_draw(change):
     n = 64
     logits = np.tile(LOGITS, (n, 1))
     zeros, ones = np.zeros(n, np.int32), np.ones(n, np.int32)
-    first, _ = jitted(logits, params(n), zeros)
+    first, *_ = jitted(logits, params(n), zeros)
     other = params(n, seed=8) if change == "seed" else params(n)
     if change == "sample":
         other = other._replace(sample=other.sample + n)
-    second, _ = jitted(logits, other, ones if change == "count" else zeros)
+    second, *_ = jitted(logits, other, ones if change == "count" else zeros)
     assert (np.asarray(first) != np.asarray(second)).mean() > 0.3

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
-import jax
 import numpy as np
 import pytest
 
-from tests.engine.tools import Client, answer, ask, datum, greedy, tokens
+from tests.engine.tools import Client, answer, ask, datum, greedy, log_softmax, slow_logits, tokens
 from txlab.config import EngineSettings
 from txlab.engine import decoding, sampler
 from txlab.engine.engine import Engine
 from txlab.engine.events import EventBus
-from txlab.engine.requests import AdamParams, ForwardBackward, RequestError, Sample, SamplingParams
-from txlab.models.attention import segment_attention
+from txlab.engine.requests import AdamParams, CancelSample, ForwardBackward, RequestError, Sample, SamplingParams
 
 _ids = (f"snapshot-{n}" for n in itertools.count())
 
@@ -35,10 +34,7 @@ def sample(engine, prompt, params, n=1, snapshot=None, **kw):
 def test_greedy_is_the_argmax_of_the_whole_text(base, engine):
     prompt = tokens(11)
     (sequence,) = sample(engine, prompt, greedy(20)).sequences
-    text = np.concatenate((prompt, sequence.tokens))[None, :-1]
-    positions = np.arange(text.shape[1])[None]
-    hidden, _ = base.decoder(text, positions, segment_attention(np.ones_like(positions)))
-    expected = jax.nn.log_softmax(base.decoder.unembed(hidden)[0, len(prompt) - 1 :])
+    expected = log_softmax(slow_logits(base, np.concatenate((prompt, sequence.tokens)))[len(prompt) - 1 : -1])
     assert (sequence.tokens == expected.argmax(axis=-1)).all()
     np.testing.assert_allclose(sequence.logprobs, expected.max(axis=-1), atol=1e-4)
 
@@ -128,25 +124,50 @@ def test_eos_is_implicit_unless_stops_are_given(base, engine, client: Client):
     assert (len(never.tokens), int(never.tokens[0]), never.stop_reason) == (6, eos, "length")
 
 
-def test_prompt_logprobs_and_top_k(client: Client, trained: str):
-    prompt = tokens(20, 4)
-    result = sample(client.engine, prompt, greedy(1), snapshot=trained, prompt_logprobs=True, topk_prompt_logprobs=5)
-    (expected,) = client.forward(datum(1).__class__(prompt[:-1], prompt[1:])).logprobs
-    assert np.isnan(result.prompt_logprobs[0])
-    np.testing.assert_allclose(result.prompt_logprobs[1:], expected, atol=1e-4)
-    top = result.topk_prompt_logprobs
-    assert top.token_ids.shape == top.logprobs.shape == (20, 5)
-    assert (top.logprobs[0] == -99999.0).all()
-    assert (np.diff(top.logprobs[1:], axis=1) <= 0).all()
-    for i in range(1, 20):
-        where = np.flatnonzero(top.token_ids[i] == prompt[i])
-        if len(where):
-            np.testing.assert_allclose(top.logprobs[i][where[0]], expected[i - 1], atol=1e-4)
-        else:
-            assert expected[i - 1] <= top.logprobs[i, -1]
-    only_top = sample(client.engine, prompt, greedy(1), snapshot=trained, topk_prompt_logprobs=3)
-    assert only_top.prompt_logprobs is None
-    np.testing.assert_array_equal(only_top.topk_prompt_logprobs.token_ids, top.token_ids[:, :3])
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 0.6])
+def test_top_k_of_samples_is_of_the_distribution_that_drew_them(base, engine, temperature):
+    prompt = tokens(9)
+    params = SamplingParams(21, temperature, top_k=3, seed=2, stop=())
+    (sequence,) = sample(engine, prompt, params, topk_sample_logprobs=5).sequences
+    logits = slow_logits(base, np.concatenate((prompt, sequence.tokens)))[len(prompt) - 1 : -1]
+    expected = log_softmax(logits / (temperature or 1.0))  # (21, V)
+    top = sequence.topk_logprobs
+    np.testing.assert_array_equal(top.token_ids, np.argsort(-expected, axis=1)[:, :5])
+    np.testing.assert_allclose(top.logprobs, -np.sort(-expected, axis=1)[:, :5], atol=1e-4)
+    drawn = top.token_ids == sequence.tokens[:, None]
+    assert drawn.any(axis=1).all()
+    np.testing.assert_array_equal(top.logprobs[drawn], sequence.logprobs)
+
+
+def test_only_who_asks_pays_for_and_gets_top_k(engine, monkeypatch):
+    widths = []
+    real = decoding.decode
+
+    def decode(graph, most, k, *args):
+        widths.append(k)
+        return real(graph, most, k, *args)
+
+    monkeypatch.setattr(decoding, "decode", decode)
+    prompts = [tokens(5, i) for i in range(3)]
+    plain = [sample(engine, prompt, greedy(12)).sequences[0] for prompt in prompts]
+    assert set(widths) == {0}
+    asked = [
+        Sample(None, prompt, 1, greedy(12), topk_sample_logprobs=(0, 2, 320)[i]) for i, prompt in enumerate(prompts)
+    ]
+    for k, alone, future in zip((0, 2, 320), plain, [ask(engine, request) for request in asked], strict=True):
+        (sequence,) = future.result(120).sequences
+        assert (sequence.tokens == alone.tokens).all()
+        assert (sequence.topk_logprobs is None) if k == 0 else (sequence.topk_logprobs.token_ids.shape == (12, k))
+    assert set(widths) <= {0, 8, 320}
+
+
+def test_top_k_ends_where_a_stop_cuts(base, engine):
+    prompt = tokens(8)
+    (free,) = sample(engine, prompt, greedy(12)).sequences
+    stop = base.tokenizer.decode(free.tokens[:5])
+    (ended,) = sample(engine, prompt, greedy(12, stop=(stop,)), topk_sample_logprobs=2).sequences
+    assert ended.topk_logprobs.token_ids.shape == (len(ended.tokens), 2)
+    assert len(ended.tokens) < 12
 
 
 def test_a_snapshot_does_not_follow_the_training(client: Client, trained: str):
@@ -186,6 +207,89 @@ def test_sampling_goes_on_beside_training(client: Client, another: Client):
     passes = [another.send(ForwardBackward, data=(datum(100, i),)) for i in range(6)]
     assert all(len(f.result(120).sequences) == 2 for f in futures)
     assert all(p.result(120).metrics["tokens:sum"] == 100 for p in passes)
+
+
+class Listener:
+    """Collects what a sample says as it goes on."""
+
+    def __init__(self, samples: int):
+        self.tokens: list[list[int]] = [[] for _ in range(samples)]
+        self.logprobs: list[list[float]] = [[] for _ in range(samples)]
+        self.calls = 0
+
+    def __call__(self, index, tokens, logprobs):
+        assert len(tokens) == len(logprobs) > 0
+        self.calls += 1
+        self.tokens[index] += tokens.tolist()
+        self.logprobs[index] += logprobs.tolist()
+
+
+@pytest.mark.parametrize("stop", ["", "text", "id"])
+def test_what_is_told_on_the_way_is_the_result(base, engine, stop):
+    prompt, params = tokens(8), SamplingParams(30, temperature=2.0, seed=4, stop=())
+    free = sample(engine, prompt, params, n=3).sequences
+    text = base.tokenizer.decode(free[0].tokens[:11])
+    stops = {"": (), "text": (text[-3:],), "id": (int(free[0].tokens[10]),)}[stop]
+    listener = Listener(3)
+    result = sample(engine, prompt, replace(params, stop=stops), n=3, on_tokens=listener)
+    assert listener.tokens == [list(s.tokens) for s in result.sequences]
+    assert listener.logprobs == [list(s.logprobs) for s in result.sequences]
+    assert listener.calls >= 4, "each sequence speaks for itself, and the longest more than once"
+    if stop:
+        assert len(result.sequences[0].tokens) < 30
+
+
+def test_a_listener_that_fails_is_ignored(engine, caplog):
+    def fail(index, tokens, logprobs):
+        raise KeyError("nobody")
+
+    assert len(sample(engine, tokens(4), greedy(20), on_tokens=fail).sequences[0].tokens) == 20
+    assert "the receiver of sampled tokens failed" in caplog.text
+
+
+def test_a_cancelled_sample_ends_and_harms_no_other(client: Client, trained: str):
+    """It is cancelled in the middle of its decoding; more samples than rows, so that some have not begun."""
+    engine = client.engine
+    others = [Sample(None, tokens(5 + i, i), 1, SamplingParams(40, seed=i, stop=())) for i in range(3)]
+    alone = [answer(engine, other) for other in others]
+    heard: list[int] = []
+
+    def on_tokens(index, new, logprobs):
+        if not heard:
+            engine.submit(CancelSample(doomed), lambda result: None)
+        heard.extend(new)
+
+    doomed = Sample(trained, tokens(9), 12, SamplingParams(300, seed=1, stop=()), on_tokens=on_tokens)
+    futures = [ask(engine, request) for request in (others[0], doomed, *others[1:])]
+    with pytest.raises(RequestError, match="cancelled") as error:
+        futures.pop(1).result(120)
+    assert error.value.category == "user"
+    for one, future in zip(alone, futures, strict=True):
+        np.testing.assert_array_equal(future.result(120).sequences[0].tokens, one.sequences[0].tokens)
+    assert 0 < len(heard) < 12 * 300
+    assert answer(engine, CancelSample(doomed)) is None, "once more is harmless"
+    assert not engine._sampler.busy
+
+
+def test_a_waiting_sample_can_be_cancelled(engine):
+    """The rows are taken by another; the waiting one never begins."""
+    heard: list[int] = []
+    waiting = Sample(None, tokens(5), 1, greedy(9), on_tokens=lambda *told: heard.append(0))
+    first = ask(engine, Sample(None, tokens(6), 8, SamplingParams(60, seed=1, stop=())))
+    future = ask(engine, waiting)
+    assert answer(engine, CancelSample(waiting)) is None
+    with pytest.raises(RequestError, match="cancelled"):
+        future.result(120)
+    assert len(first.result(120).sequences) == 8
+    sample(engine, tokens(5), greedy(9))  # would have been drawn beside it
+    assert heard == []
+
+
+def test_cancelling_what_has_ended_is_harmless(engine):
+    request = Sample(None, tokens(5), 1, greedy(3))
+    answer(engine, request)
+    assert answer(engine, CancelSample(request)) is None
+    assert len(answer(engine, request).sequences[0].tokens) == 3
 
 
 def test_unknown_snapshots_are_refused(engine):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.engine.tools import datum, tokens
+from txlab.engine.losses import Loss, Losses
 from txlab.engine.requests import (
     AdamParams,
     CreateAdapter,
@@ -55,6 +56,26 @@ REFUSED = {
     "missing input": (fb([datum(4, logprobs=-1.0)], "ppo"), r"data\[0\].loss_fn_inputs lacks 'advantages'"),
     "unknown input": (fb([datum(4, mask=1.0)]), r"loss_fn_inputs\['mask'\] is not an input of cross_entropy"),
     "input's shape": (fb([Datum(tokens(4), tokens(4), {"weights": np.ones(3)})]), r"\['weights'\] has shape \(3,\)"),
+    "no target": (fb([Datum(tokens(4), np.zeros((4, 0), np.int32))]), r"shape \(4, 0\): expected 1 … 320 targets"),
+    "target among several": (
+        fb([Datum(tokens(2), np.array([[1, 2], [3, 320]]))]),
+        r"data\[0\].loss_fn_inputs\['target_tokens'\]\[1, 1\] is token 320",
+    ),
+    "several targets of a policy": (
+        fb([datum(4, **POLICY), Datum(tokens(4), np.ones((4, 2), np.int32), {})], "ppo"),
+        r"data\[1\].*'target_tokens'\] has shape \(4, 2\): ppo takes one target per token",
+    ),
+    "weights of one of several": (
+        fb([Datum(tokens(4), np.ones((4, 2), np.int32), {"weights": np.ones(4)})]),
+        r"\['weights'\] has shape \(4,\): expected \(4, 2\)",
+    ),
+    "no mask": (fb([datum(4, **POLICY)], "gspo"), r"data\[0\].loss_fn_inputs lacks 'sequence_ratio_mask'"),
+    "beta per token": (fb([datum(4, **POLICY, beta=1.0)], "dro", {"beta": 1.0}), "'beta'.* is not an input of dro"),
+    "stable_reinforce": (
+        fb([datum(4, **POLICY)], "stable_reinforce"),
+        "'stable_reinforce' is not served: .* use import",
+    ),
+    "text option": (fb([datum(4, **POLICY)], "ppo", {"clip_low_threshold": "0.9"}), "'0.9': expected a finite number"),
     "nan": (fb([datum(4, weights=np.nan)]), r"data\[0\].loss_fn_inputs\['weights'\] holds NaN"),
     "learning rate": (OptimStep("m", 1, AdamParams(learning_rate=-1.0)), "learning_rate is -1.0"),
     "beta": (OptimStep("m", 1, AdamParams(beta2=1.0)), "beta2 is 1.0: expected less than 1"),
@@ -90,9 +111,47 @@ def test_refused_with_a_message_that_names_the_place(case):
         fb([datum(64, weights=-2.0)]),
         fb([datum(4, **POLICY)], "dro", {"beta": 0.1}),
         fb([datum(4, **POLICY, clip_low_threshold=0.5)], "ppo"),
+        fb([datum(4, **POLICY, sequence_ratio_mask=1, clip_high_threshold=2)], "gspo", {"clip_low_threshold": 0.5}),
+        fb([Datum(tokens(4), np.ones((4, 1), np.int32), {"weights": np.ones((4, 1))})]),
+        fb([Datum(tokens(4), np.ones((4, 1), np.int32), {"weights": np.ones(4)})]),
+        fb([Datum(tokens(4), np.ones((4, 5), np.int32), {"weights": np.ones((4, 5))}), datum(3)]),
         OptimStep("m", 1, AdamParams(weight_decay=0.1, grad_clip_norm=1.0)),
         sample(max_tokens=59, temperature=0.0, top_k=5, top_p=0.1, stop=("a", "b")),
     ],
 )
 def test_what_is_right_passes(request_):
     validate(request_, LIMITS)
+
+
+class OnTheHost:
+    """What validation sees of a loss of the host."""
+
+    name, rank, inputs = "s:loss:0", 2, {"target_tokens": 2, "a": 0, "b": 1, "c": 2}
+
+
+def host_datum(**inputs) -> Datum:
+    given = {"a": np.ones(1), "b": np.arange(7), "c": np.ones((2, 5))} | inputs
+    return Datum(tokens(4), np.ones((4, 3), np.int32), {k: v for k, v in given.items() if v is not None})
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (fb([host_datum(b=None)], OnTheHost.name), r"data\[0\].loss_fn_inputs lacks 'b', which s:loss:0 needs"),
+        (fb([host_datum(a=np.ones(2))], OnTheHost.name), r"\['a'\] has shape \(2,\): s:loss:0 takes rank 0"),
+        (fb([host_datum(c=np.ones(4))], OnTheHost.name), r"\['c'\] has shape \(4,\): s:loss:0 takes rank 2"),
+        (fb([host_datum(b=np.array([np.nan]))], OnTheHost.name), r"\['b'\] holds NaN"),
+        (fb([datum(4)], OnTheHost.name), "takes logprobs of rank 2"),
+        (fb([host_datum()], OnTheHost.name, {"beta": 1.0}), "'beta', unknown to s:loss:0, which takes none"),
+        (fb([datum(4)], "hinge"), "unknown loss_fn 'hinge'; this server has .*, gspo, mine$"),
+    ],
+)
+def test_added_losses(request_, message):
+    """An uploaded loss reads inputs of any length; those that it does not name may be anything."""
+    losses = Losses()
+    losses.add(OnTheHost())
+    losses.add(Loss("mine", lambda logprobs, inputs: None, ("x",)))
+    validate(fb([host_datum(more=np.ones(9))], OnTheHost.name), LIMITS, losses)
+    validate(fb([datum(4, x=1.0)], "mine"), LIMITS, losses)
+    with pytest.raises(RequestError, match=message):
+        validate(request_, LIMITS, losses)

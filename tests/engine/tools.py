@@ -18,6 +18,8 @@ from txlab.engine.requests import (
     TakeSnapshot,
 )
 from txlab.lora.state import LoraConfig
+from txlab.models.attention import segment_attention
+from txlab.models.base import BaseModel
 
 
 def ask(engine: Engine, request: Request) -> Future:
@@ -48,6 +50,19 @@ def datum(n: int, seed: int = 0, **inputs) -> Datum:
     """A next-token datum of n positions; inputs are arrays, or one number for all positions."""
     text = tokens(n + 1, seed)
     return Datum(text[:-1], text[1:], {k: np.broadcast_to(np.float32(v), n) for k, v in inputs.items()})
+
+
+def slow_logits(base: BaseModel, text: np.ndarray) -> np.ndarray:
+    """Logits (T, V) float64 of every position of a text, by one plain forward without a cache."""
+    positions = np.arange(len(text))[None]
+    hidden, _ = base.decoder(text[None], positions, segment_attention(np.ones_like(positions)))
+    return np.asarray(base.decoder.unembed(hidden)[0], np.float64)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis, in NumPy."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def greedy(n: int, **kw) -> SamplingParams:

@@ -20,6 +20,8 @@ from txlab.engine.events import (
     StateChanged,
     StepCompleted,
 )
+from txlab.engine.jobs import Job
+from txlab.engine.losses import Losses
 from txlab.engine.passes import PassRun, total_weight
 from txlab.engine.requests import (
     CancelSample,
@@ -28,6 +30,7 @@ from txlab.engine.requests import (
     ExportAdapter,
     ForwardBackward,
     ForwardBackwardResult,
+    FreezeAdapter,
     ImportAdapter,
     Limits,
     LoadSnapshot,
@@ -38,10 +41,11 @@ from txlab.engine.requests import (
     Result,
     Sample,
     Sequenced,
+    SnapshotGoneError,
     TakeSnapshot,
     UnloadAdapter,
 )
-from txlab.engine.sampler import Job, Sampler
+from txlab.engine.sampler import Sampler
 from txlab.engine.scheduler import Done, Scheduler, Ticket, model_of
 from txlab.engine.trainer import Trainer, optim_step
 from txlab.lora.adapter import Adapter, to_state
@@ -62,6 +66,7 @@ class Engine:
     def __init__(self, base: BaseModel, settings: EngineSettings, bus: EventBus):
         self.base = base
         self.limits = Limits(base.config.vocab_size, base.config.max_context, settings.max_rank)
+        self.losses = Losses()
         self._settings = settings
         self._bus = bus
         self._bank = AdapterBank(base.config, replicated(base.mesh), settings.snapshot_bytes)
@@ -144,6 +149,8 @@ class Engine:
                 self._publish_created(request.model_id, request.name, adapter)
             case UnloadAdapter():
                 self._unload(request.model_id)
+            case FreezeAdapter():
+                self._freeze(request)
             case LoadSnapshot():
                 self._bank.load_snapshot(request.snapshot_id, request.state)
             case DropSnapshot():
@@ -152,12 +159,17 @@ class Engine:
                 self._accept_sample(ticket, request)
                 return
             case CancelSample():
-                raise RequestError("samples cannot be cancelled yet", "server")
+                self._cancel_sample(request)
             case _:
                 self._scheduler.add(ticket)
                 self._show_state(request.model_id)
                 return
         _tell(ticket, None)
+
+    def _freeze(self, request: FreezeAdapter) -> None:
+        if request.model_id not in self._bank:
+            raise RequestError(f"model {request.model_id!r} is not there: it is still being made, or was unloaded")
+        self._bank.take_snapshot(request.snapshot_id, request.model_id)
 
     def _unload(self, model_id: str) -> None:
         self._bank.drop(model_id)
@@ -183,7 +195,7 @@ class Engine:
     def _begin(self, tickets: Sequence[Ticket]) -> None:
         for ticket in tickets:
             self._show_state(model_of(ticket), "training")
-        self._run_of_passes = PassRun(tickets, self._bank, self._trainer, self._settings.train_tokens)
+        self._run_of_passes = PassRun(tickets, self._bank, self._trainer, self.losses, self._settings.train_tokens)
 
     def _advance(self, run: PassRun) -> None:
         if run.step():
@@ -252,7 +264,7 @@ class Engine:
         try:
             snapshot = None if request.snapshot_id is None else self._bank.snapshot(request.snapshot_id)
         except KeyError:
-            raise RequestError(
+            raise SnapshotGoneError(
                 f"the sampler {request.snapshot_id!r} is gone: its weights were dropped to make room for newer ones. "
                 "Save weights that you want to keep with save_weights_for_sampler(name)."
             ) from None
@@ -267,7 +279,8 @@ class Engine:
         try:
             ended = self._sampler.step()
         except Exception as error:
-            self._fail([self._sampling.pop(job) for job in self._sampler.clear()], error)
+            for job in self._sampler.clear():
+                self._fail([self._end_sample(job)], error)
             return True
         for job in ended:
             self._complete_sample(job)
@@ -278,9 +291,20 @@ class Engine:
         prompt, seconds = job.request.prompt, job.seconds
         for s in result.sequences:
             self._bus.publish(SampleCompleted(job.model_id, prompt, s.tokens, s.logprobs, s.stop_reason, seconds))
-        _tell(self._sampling.pop(job), result)
+        _tell(self._end_sample(job), result)
+
+    def _cancel_sample(self, request: CancelSample) -> None:
+        job = next((job for job in self._sampling if job.request is request.sample), None)
+        if job is not None:
+            self._sampler.cancel(job)
+            _tell(self._end_sample(job), RequestError("cancelled: nobody waits for these samples any more"))
+
+    def _end_sample(self, job: Job) -> Ticket:
+        """Forget a job that has ended. Returns whose it was."""
+        ticket = self._sampling.pop(job)
         if job.model_id is not None:
             self._show_state(job.model_id)
+        return ticket
 
     # ------------------------------------------------------------------ failures, states
 

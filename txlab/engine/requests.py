@@ -23,6 +23,10 @@ class RequestError(Exception):
         self.category = category
 
 
+class SnapshotGoneError(RequestError):
+    """The snapshot to sample from was dropped: by its owner, or to make room for newer ones."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a request may ask of this engine."""
@@ -60,14 +64,17 @@ class Datum:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How one sequence is drawn. ``stop=None`` ends at the model's EOS tokens; an empty ``stop`` at none."""
+    """How one sequence is drawn. ``stop=None`` ends at the model's EOS tokens; an empty ``stop`` at none.
+
+    Strings and token ids may be mixed in ``stop``.
+    """
 
     max_tokens: int
     temperature: float = 1.0
     top_k: int = -1  # -1: off
     top_p: float = 1.0
     seed: int | None = None
-    stop: tuple[str, ...] | tuple[int, ...] | None = None
+    stop: tuple[str | int, ...] | None = None
 
 
 # ---------------------------------------------------------------------------------- requests
@@ -138,6 +145,14 @@ class TakeSnapshot:
     snapshot_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class FreezeAdapter:
+    """Freeze the weights as they are now under ``snapshot_id``, whatever training is queued. Result: None."""
+
+    model_id: str
+    snapshot_id: str
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadSnapshot:
     """Bring a checkpoint's weights in as a snapshot. Result: None."""
@@ -194,7 +209,8 @@ class CancelSample:
 TokensDrawn = Callable[[int, np.ndarray, np.ndarray], None]
 
 Sequenced = ForwardBackward | OptimStep | ExportAdapter | ImportAdapter | TakeSnapshot | SkipSeq
-Request = Sequenced | CreateAdapter | UnloadAdapter | LoadSnapshot | DropSnapshot | Sample | CancelSample
+Unsequenced = CreateAdapter | UnloadAdapter | FreezeAdapter | LoadSnapshot | DropSnapshot | Sample | CancelSample
+Request = Sequenced | Unsequenced
 
 
 # ----------------------------------------------------------------------------------- results
@@ -217,7 +233,10 @@ class OptimStepResult:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SampledSequence:
-    """One continuation; the token that ended it is included. Logprobs are of the tempered distribution."""
+    """One continuation; the token that ended it is included.
+
+    Logprobs, the likeliest tokens' too, are of the softmax at the temperature that drew it, at 1 where that is 0.
+    """
 
     tokens: np.ndarray  # (n,) int32
     logprobs: np.ndarray  # (n,) float32
@@ -238,7 +257,10 @@ class TopLogprobs:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AltTokens:
-    """k draws, with replacement and at the request's temperature, in the place of each of prompt[1:]."""
+    """k draws, with replacement and at the request's temperature, in the place of each of prompt[1:].
+
+    Logprobs are the model's, at temperature 1, as all of a prompt are. top_k and top_p do not cut these draws.
+    """
 
     tokens: np.ndarray  # (P - 1, k) int32
     logprobs: np.ndarray  # (P - 1, k) float32

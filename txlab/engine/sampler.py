@@ -7,20 +7,19 @@ that decodes. Each row of the batch has its own adapter, limits, stops, temperat
 from __future__ import annotations
 
 import secrets
-import time
 from collections import deque
-from collections.abc import Sequence as Items
-from dataclasses import dataclass, field
 
 import jax
 import numpy as np
 from flax import nnx
 
 from txlab.engine import decoding
-from txlab.engine.drawing import DrawParams
+from txlab.engine.drawing import DrawParams, Draws
+from txlab.engine.jobs import Job, Sequence
 from txlab.engine.kv_cache import cache_bytes, cache_size, copy_row, resize, rows_bucket, width_bucket
 from txlab.engine.packing import bucket
-from txlab.engine.requests import Sample, SampledSequence, SampleResult, TopLogprobs
+from txlab.engine.prompt_scores import PromptScores, slice_size
+from txlab.engine.requests import Sample
 from txlab.engine.stops import StopStrings, stop_id_table
 from txlab.lora.adapter import Adapter
 from txlab.lora.bank import Snapshot
@@ -32,102 +31,6 @@ SMALL_ROWS = 8  # a batch of so many is not shrunk while it decodes
 PREFILL_TOKENS = 1024  # of prompts that are prefilled together, padding included
 PREFILL_PIECE = 512  # of one prompt in one dispatch: what attention weighs at once is this times the prompt
 COLDEST = 1e-5  # lower temperatures differ from it in nothing that float32 can hold
-SENTINEL = -99999.0  # logprob of a top-k entry that does not exist
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """One Sample request: its sequences, and its prompt's scores once known."""
-
-    request: Sample
-    snapshot: Snapshot | None  # None: the base
-    seed: int
-    stop_ids: tuple[int, ...]
-    stop_strings: StopStrings
-    started: float = field(default_factory=time.monotonic)
-    sequences: list[Sequence] = field(default_factory=list)
-    scores: decoding.Scores | None = None
-
-    @property
-    def adapter(self) -> Adapter | None:
-        """The frozen adapter that samples, None for the base."""
-        return None if self.snapshot is None else self.snapshot.adapter
-
-    @property
-    def model_id(self) -> str | None:
-        """The adapter that the snapshot was taken of, if any."""
-        return None if self.snapshot is None else self.snapshot.model_id
-
-    @property
-    def seconds(self) -> float:
-        """Since the request came."""
-        return time.monotonic() - self.started
-
-    @property
-    def done(self) -> bool:
-        """Whether every sequence has ended."""
-        return all(sequence.stop_reason for sequence in self.sequences)
-
-    def result(self) -> SampleResult:
-        """What the request drew."""
-        length = len(self.request.prompt)
-        prompt_logprobs = top = None
-        if self.scores is not None:
-            if self.request.prompt_logprobs:
-                prompt_logprobs = np.concatenate(([np.float32(np.nan)], self.scores.logprobs[: length - 1]))
-            if k := self.request.topk_prompt_logprobs:
-                top = _top_logprobs(self.scores, length, k)
-        return SampleResult(tuple(s.result() for s in self.sequences), prompt_logprobs, top)
-
-
-@dataclass(slots=True, eq=False)
-class Sequence:
-    """One continuation on its way: all its state."""
-
-    job: Job
-    index: int
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    stop_reason: str = ""
-
-    @property
-    def last_token(self) -> int:
-        """The newest token, which is not in the cache yet."""
-        return self.tokens[-1] if self.tokens else int(self.job.request.prompt[-1])
-
-    @property
-    def position(self) -> int:
-        """Where the newest token belongs."""
-        return len(self.job.request.prompt) - 1 + len(self.tokens)
-
-    @property
-    def remaining(self) -> int:
-        """Tokens that may still be drawn."""
-        return 0 if self.stop_reason else self.job.request.params.max_tokens - len(self.tokens)
-
-    @property
-    def most_tokens(self) -> int:
-        """Length of prompt and continuation at most."""
-        return len(self.job.request.prompt) + self.job.request.params.max_tokens
-
-    def extend(self, tokens: Items[int], logprobs: Items[float]) -> None:
-        """Take newly drawn tokens, and end where a stop id, a stop string or the limit says so."""
-        seen = len(self.tokens)
-        self.tokens += tokens
-        self.logprobs += logprobs
-        end = self.job.stop_strings.first(self.tokens, seen)
-        if end is not None:
-            del self.tokens[end:], self.logprobs[end:]
-            self.stop_reason = "stop"
-        elif self.tokens and self.tokens[-1] in self.job.stop_ids:
-            self.stop_reason = "stop"
-        elif self.remaining <= 0:
-            self.stop_reason = "length"
-
-    def result(self) -> SampledSequence:
-        """The finished continuation."""
-        tokens, logprobs = np.array(self.tokens, np.int32), np.array(self.logprobs, np.float32)
-        return SampledSequence(tokens, logprobs, "stop" if self.stop_reason == "stop" else "length")
 
 
 class Sampler:
@@ -160,7 +63,7 @@ class Sampler:
         stops = self._base.eos_ids if params.stop is None else params.stop
         ids = tuple(stop for stop in stops if isinstance(stop, int))
         strings = StopStrings([stop for stop in stops if isinstance(stop, str)], self._base.tokenizer)
-        job = Job(request, snapshot, seed, ids, strings)
+        job = Job(request, snapshot, seed, ids, strings, PromptScores(request))
         job.sequences = [Sequence(job, index) for index in range(request.num_samples)]
         self._waiting.extend(job.sequences)
         return job
@@ -172,6 +75,11 @@ class Sampler:
         ended = {s.job: None for s in self._rows if s is not None and s.stop_reason}
         self._rows = [None if s is None or s.stop_reason else s for s in self._rows]
         return [job for job in ended if job.done]
+
+    def cancel(self, job: Job) -> None:
+        """Forget a job that has not ended: its rows are free from the next step on."""
+        self._waiting = deque(s for s in self._waiting if s.job is not job)
+        self._rows = [None if s is None or s.job is job else s for s in self._rows]
 
     def clear(self) -> list[Job]:
         """Forget everything, after a failure. Returns the jobs that were under way."""
@@ -231,9 +139,6 @@ class Sampler:
         first: dict[Job, Sequence] = {}
         for sequence in joining:
             first.setdefault(sequence.job, sequence)
-        for job in first:
-            if job.scores is None and (job.request.prompt_logprobs or job.request.topk_prompt_logprobs):
-                job.scores = self._score(job)
         prompts = sorted((s for s in first.values() if s.position > 0), key=lambda s: s.position)
         while prompts:
             most = max(1, PREFILL_TOKENS // bucket(prompts[-1].position, 16))
@@ -243,6 +148,8 @@ class Sampler:
             source = first[sequence.job]
             if source is not sequence and sequence.position > 0:
                 self._cache = copy_row(self._cache, self._rows.index(source), self._rows.index(sequence))
+        for job in first:
+            job.scores.fetch()
 
     def _prefill_batch(self, sequences: list[Sequence]) -> None:
         assert self._cache is not None
@@ -261,17 +168,28 @@ class Sampler:
         for start in range(0, width, PREFILL_PIECE):
             end = min(start + PREFILL_PIECE, width)
             piece = tokens[:, start:end], positions[:, start:end]
-            self._cache = decoding.prefill(
+            self._cache, hidden = decoding.prefill(
                 self._graph, bucket(end), self._state, adapters, self._cache, *piece, rows, entries
             )
+            for i, sequence in enumerate(sequences):
+                self._score(sequence.job, hidden, i, start)
 
-    def _score(self, job: Job) -> decoding.Scores:
-        prompt, k = job.request.prompt, job.request.topk_prompt_logprobs
-        tokens = np.zeros(bucket(len(prompt), 16), np.int32)
-        tokens[: len(prompt)] = prompt
-        adapters = combine([job.adapter], 1)
-        k = min(bucket(k), self._base.config.vocab_size) if k else 0
-        return jax.device_get(decoding.score(self._graph, k, self._state, adapters, tokens, np.int32(len(prompt))))
+    def _score(self, job: Job, hidden: jax.Array, row: int, start: int) -> None:
+        """Find out what the job asks of the positions from ``start`` on, whose states are hidden[row] (T, D)."""
+        width = hidden.shape[1]
+        size = slice_size(width)
+        for at in job.scores.slices(start, width):
+            states = decoding.slice_states(hidden, size, np.int32(row), np.int32(at - start))
+            asked = decoding.Asked(
+                tokens=job.scores.tokens(at, size),
+                positions=np.arange(at, at + size, dtype=np.int32),
+                temperature=np.float32(_temperature(job.request.params.temperature)),
+                seed=np.array(divmod(job.seed, 2**32), np.uint32),
+            )
+            top_k = min(job.scores.top_k, self._base.config.vocab_size)
+            adapters = combine([job.adapter], 1)
+            scores = decoding.score(self._graph, top_k, job.scores.alternatives, self._state, adapters, states, asked)
+            job.scores.add(at, scores)
 
     # -------------------------------------------------------------------------- decoding
 
@@ -280,14 +198,26 @@ class Sampler:
             return
         adapters, entry = self._adapters()
         rows = self._row_arrays(entry)
-        self._cache, tokens, logprobs = decoding.decode(
-            self._graph, self._steps, self._state, adapters, self._cache, rows, np.int32(self._steps)
+        self._cache, drawn = decoding.decode(
+            self._graph,
+            self._steps,
+            self._top_logprobs_k(),
+            self._state,
+            adapters,
+            self._cache,
+            rows,
+            np.int32(self._steps),
         )
-        tokens, logprobs = jax.device_get((tokens, logprobs))
+        drawn = jax.device_get(drawn)
         for row, sequence in enumerate(self._rows):
             if sequence is not None:
-                drawn = int((tokens[row] >= 0).sum())
-                sequence.extend(tokens[row, :drawn].tolist(), logprobs[row, :drawn].tolist())
+                kept = int((drawn.tokens[row] >= 0).sum())
+                sequence.extend(Draws(*(array[row, :kept] for array in drawn)))
+
+    def _top_logprobs_k(self) -> int:
+        """How many of the likeliest tokens some row wants, rounded up so that few programs are compiled."""
+        most = max(0 if s is None else s.job.request.topk_sample_logprobs for s in self._rows)
+        return min(bucket(most, 8), self._base.config.vocab_size) if most else 0
 
     def _row_arrays(self, entry: dict[Adapter | None, int]) -> decoding.Rows:
         def column(dtype, of, empty):
@@ -325,9 +255,3 @@ def _temperature(value: float) -> float:
 
 def _top_k(value: int, vocabulary: int) -> int:
     return vocabulary if value == -1 else min(value, vocabulary)
-
-
-def _top_logprobs(scores: decoding.Scores, length: int, k: int) -> TopLogprobs:
-    ids, logprobs = np.zeros((length, k), np.int32), np.full((length, k), SENTINEL, np.float32)
-    ids[1:], logprobs[1:] = scores.top_ids[: length - 1, :k], scores.top_logprobs[: length - 1, :k]
-    return TopLogprobs(ids, logprobs)

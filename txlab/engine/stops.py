@@ -18,7 +18,7 @@ class StopStrings:
     string that ends in the newest token began at most its own length in bytes, and a margin, before.
     """
 
-    MARGIN = 4  # tokens: a character split over tokens decodes wrongly at the cut
+    MARGIN = 4  # tokens: the first ones of a cut decode wrongly, split characters and stripped spaces
 
     def __init__(self, strings: Sequence[str], tokenizer: PreTrainedTokenizerBase):
         self._strings = tuple(strings)
