@@ -39,6 +39,16 @@ def test_a_snapshot_costs_nothing_and_does_not_change(bank):
     np.testing.assert_array_equal(bank.snapshot("s").adapter.weights["q_proj"].a, before)
 
 
+def test_snapshots_of_the_same_weights_decode_as_one(bank):
+    adapter = bank.create("m", LoraConfig(rank=4, seed=1))
+    bank.take_snapshot("first", "m")
+    bank.take_snapshot("second", "m")
+    adapter.weights = jax.tree.map(lambda x: x + 1, adapter.weights)
+    bank.take_snapshot("third", "m")
+    assert bank.snapshot("first").adapter is bank.snapshot("second").adapter
+    assert bank.snapshot("first").adapter is not bank.snapshot("third").adapter
+
+
 def test_least_recently_used_snapshots_make_room(base):
     size = tree_bytes(AdapterBank(base.config, replicated(base.mesh), 0).create("x", LoraConfig(rank=4)).weights)
     bank = AdapterBank(base.config, replicated(base.mesh), snapshot_bytes=2 * size)

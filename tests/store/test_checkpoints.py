@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
+from safetensors.numpy import load
 
 from txlab.lora.state import AdapterState, LoraConfig
 from txlab.store import checkpoints as store
-from txlab.store.checkpoints import Address, CheckpointError, CheckpointNotFoundError, Checkpoints
+from txlab.store.checkpoint_info import Address, CheckpointError, CheckpointNotFoundError, Kind
+from txlab.store.checkpoints import Checkpoints
 
 BASE = "some/base"
 LORA = LoraConfig(rank=4, seed=7, train_unembed=False)
@@ -32,7 +38,7 @@ def state(value: float = 1.0, *, moments: bool = True, step: int = 3) -> Adapter
     return AdapterState(LORA, arrays(1), step, arrays(10) if moments else None, arrays(100) if moments else None)
 
 
-def address(name: str = "one", kind: store.Kind = "weights") -> Address:
+def address(name: str = "one", kind: Kind = "weights") -> Address:
     return Address("abc:train:0", kind, name)
 
 
@@ -100,7 +106,7 @@ def test_a_name_is_taken_once_unless_overwritten(tmp_path):
 
 
 def files(root: Path) -> list[Path]:
-    return [path for path in root.rglob("*") if path.is_file()]
+    return [path for path in root.rglob("*") if path.is_file() and path.name != store.LOCK]
 
 
 def test_paths_are_safe_on_every_file_system(tmp_path):
@@ -137,9 +143,10 @@ def test_what_is_no_path_is_refused(path):
         Address.parse(path)
 
 
-def test_model_ids_cannot_leave_the_root(tmp_path):
-    Checkpoints(tmp_path / "root").write(Address("..", "weights", "x"), state(), base_model=BASE)
-    assert not list(tmp_path.glob("weights"))
+@pytest.mark.parametrize("model_id", ["", ".", "..", "x" * 201, ":" * 67])
+def test_model_ids_that_are_no_folder_are_refused(model_id):
+    with pytest.raises(CheckpointError, match="no model id"):
+        Address(model_id, "weights", "x")
 
 
 def test_absent_checkpoints_are_not_found(tmp_path):
@@ -161,41 +168,206 @@ def test_ttl_out_of_range_is_refused(tmp_path, seconds):
     assert files(tmp_path) == []
 
 
+def expire(root: Path, name: str = "one") -> None:
+    """Let a checkpoint's time be over."""
+    (index,) = root.rglob(f"{name}/{store.INDEX}")
+    record = json.loads(index.read_text()) | {"expires": (datetime.now(UTC) - timedelta(seconds=1)).isoformat()}
+    index.write_text(json.dumps(record))
+
+
 def test_expired_checkpoints_are_gone_and_their_name_is_free(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.write(address(), state(), base_model=BASE, ttl_seconds=3600)
-    (index,) = tmp_path.rglob(store.INDEX)
-    record = json.loads(index.read_text())
-    record["expires"] = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
-    index.write_text(json.dumps(record))
-
-    with pytest.raises(CheckpointNotFoundError, match="expired"):
-        checkpoints.info(address().path)
+    expire(tmp_path)
+    for use in (checkpoints.info, checkpoints.files, checkpoints.delete, lambda path: checkpoints.publish(path, True)):
+        with pytest.raises(CheckpointNotFoundError, match="expired"):
+            use(address().path)
     checkpoints.write(address(), state(2.0), base_model=BASE)
     assert checkpoints.info(address().path).expires is None
 
 
-def test_failed_write_leaves_nothing(tmp_path, monkeypatch):
+def test_tidy_removes_what_expired_and_what_killed_processes_left_and_nothing_else(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for name in ("old", "young", "half", "broken"):
+        checkpoints.write(address(name), state(), base_model=BASE, ttl_seconds=3600)
+    expire(tmp_path, "old")
+    (half,) = tmp_path.rglob(f"half/{store.INDEX}")
+    half.unlink()
+    (broken,) = tmp_path.rglob(f"broken/{store.INDEX}")
+    broken.write_text("{")
+    checkpoints.tidy()
+    assert {path.parent.name for path in files(tmp_path)} == {"young", "broken"}
+    assert not list(tmp_path.rglob("old"))
+
+
+def test_facts_change_in_place(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    written = checkpoints.write(address(), state(), base_model=BASE, ttl_seconds=7200, user_metadata={"a": "b"})
+    checkpoints.publish(address().path, True)
+    assert checkpoints.info(address().path) == replace(written, public=True)
+    checkpoints.set_ttl(address().path, None)
+    assert checkpoints.info(address().path) == replace(written, public=True, expires=None)
+    before = datetime.now(UTC)
+    checkpoints.set_ttl(address().path, 86400)
+    assert timedelta() <= checkpoints.info(address().path).expires - before - timedelta(days=1) < timedelta(minutes=5)
+    checkpoints.publish(address().path, False)
+    assert not checkpoints.info(address().path).public
+    with pytest.raises(CheckpointError, match=r"ttl_seconds is 5: expected 3600 \(1 hour\)"):
+        checkpoints.set_ttl(address().path, 5)
+    assert checkpoints.read(address().path, base_model=BASE, optimizer=True)[0].step == 3
+
+
+def test_overwriting_replaces_every_fact(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.write(address(), state(), base_model=BASE, ttl_seconds=7200, user_metadata={"a": "b"})
+    checkpoints.publish(address().path, True)
+    checkpoints.write(address(), state(), base_model=BASE, overwrite=True)
+    info = checkpoints.info(address().path)
+    assert (info.user_metadata, info.expires, info.public) == ({}, None, False)
+
+
+def test_deleted_checkpoints_leave_nothing(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.write(address("one"), state(), base_model=BASE)
+    checkpoints.write(address("two"), state(), base_model=BASE)
+    checkpoints.delete(address("one").path)
+    assert {path.parent.name for path in files(tmp_path)} == {"two"}
+    with pytest.raises(CheckpointNotFoundError, match="does not exist"):
+        checkpoints.delete(address("one").path)
+    checkpoints.delete(address("two").path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [store.LOCK]
+
+
+def test_copies_share_nothing_with_their_source(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    original = checkpoints.write(address(), state(), base_model=BASE, ttl_seconds=7200, user_metadata={"a": "b"})
+    checkpoints.publish(address().path, True)
+    target = Address("other:train:0", "weights", "one")
+    copied = checkpoints.copy(address().path, target, ttl_seconds=3600)
+    assert copied == replace(
+        original, address=target, created=copied.created, expires=copied.expires, copied_from=address().path
+    )
+    assert copied.expires - copied.created == timedelta(hours=1)
+    assert checkpoints.copy(address().path, target) == copied, "a retry made another copy"
+    checkpoints.write(address("two"), state(), base_model=BASE)
+    with pytest.raises(CheckpointError, match="exists: choose another name"):
+        checkpoints.copy(address("two").path, target)
+    checkpoints.delete(address().path)
+    loaded, _ = checkpoints.read(target.path, base_model=BASE, optimizer=True)
+    assert_equal(loaded.second_moment, state().second_moment)
+
+
+def test_copies_made_at_once_are_one(tmp_path, monkeypatch):
+    Checkpoints(tmp_path).write(address(), state(), base_model=BASE)
+    target, together = Address("other", "weights", "one"), threading.Barrier(2)
+    read_all = Checkpoints._look_up
+
+    def look_up_together(self, wanted):
+        if wanted == address():  # neither has made its copy yet
+            together.wait(timeout=20)
+        return read_all(self, wanted)
+
+    monkeypatch.setattr(Checkpoints, "_look_up", look_up_together)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: Checkpoints(tmp_path).copy(address().path, target), range(2))
+    assert first == second
+
+
+def test_external_weights_keep_their_files_and_cannot_be_loaded(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    target = address(kind="external_weights")
+    contents = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"123"}
+    info = checkpoints.write_external(target, contents, state(), base_model=BASE, ttl_seconds=3600)
+    assert (info.lora, info.step, info.base_model, info.size_bytes) == (LORA, 3, BASE, 5)
+    assert checkpoints.peft_files(target.path) == contents
+    assert {name: file.read_bytes() for name, file in checkpoints.files(target.path).items()} == contents
+    with pytest.raises(CheckpointError, match="an export for other programs: load one made by save_state"):
+        checkpoints.read(target.path, base_model=BASE, optimizer=False)
+    with pytest.raises(CheckpointError, match="exists: choose another name, or delete it first"):
+        checkpoints.write_external(target, contents, state(), base_model=BASE)
+
+
+def test_every_adapter_can_be_had_as_peft_files(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.write(address(), state(), base_model=BASE)
+    contents = checkpoints.peft_files(address().path)
+    assert json.loads(contents["adapter_config.json"])["base_model_name_or_path"] == BASE
+    assert "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight" in load(
+        contents["adapter_model.safetensors"]
+    )
+
+
+def test_checkpoints_of_the_first_format_are_read_and_changed(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    written = checkpoints.write(address(), state(), base_model=BASE)
+    (index,) = tmp_path.rglob(store.INDEX)
+    record = json.loads(index.read_text())
+    arrays = record.pop("files")[store.ARRAYS]
+    del record["public"], record["copied_from"]
+    index.write_text(json.dumps(record | {"format": 1, "arrays": arrays}))
+    assert checkpoints.info(address().path) == written
+    checkpoints.publish(address().path, True)
+    assert checkpoints.read(address().path, base_model=BASE, optimizer=True)[1] == replace(written, public=True)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"format": 3}', '{"format": 2}', '{"format": 2, "files": {}}'])
+def test_damaged_checkpoints_say_so(tmp_path, text):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.write(address(), state(), base_model=BASE)
+    (index,) = tmp_path.rglob(store.INDEX)
+    index.write_text(text)
+    with pytest.raises(CheckpointError, match=r"weights/one' cannot be read: its checkpoint.json"):
+        checkpoints.info(address().path)
+
+
+def test_lost_arrays_are_told(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.write(address(), state(), base_model=BASE)
+    checkpoints.files(address().path)[store.ARRAYS].unlink()
+    with pytest.raises(CheckpointError, match=r"is damaged: .*adapter.safetensors is missing"):
+        checkpoints.read(address().path, base_model=BASE, optimizer=False)
+
+
+@pytest.mark.parametrize("step", ["sync", "save_file", "replace_json"])
+def test_a_full_disk_is_told_and_leaves_the_old(tmp_path, monkeypatch, step):
     def full_disk(*args):
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     checkpoints = Checkpoints(tmp_path)
     checkpoints.write(address(), state(1.0), base_model=BASE)
     before = files(tmp_path)
-    monkeypatch.setattr(store, "_replace_json", full_disk)
-    with pytest.raises(OSError, match="no space"):
-        checkpoints.write(address(), state(2.0), base_model=BASE, overwrite=True)
+    monkeypatch.setattr(store, step, full_disk)
+    for name in ("one", "two"):
+        with pytest.raises(CheckpointError, match=rf"{name}' could not be written under .*: No space left on device"):
+            checkpoints.write(address(name), state(2.0), base_model=BASE, overwrite=True)
     assert files(tmp_path) == before
+    assert not list(tmp_path.rglob("two"))
+
+
+def test_a_root_that_cannot_be_written_to_is_told(tmp_path):
+    (tmp_path / "checkpoints").write_text("in the way")
+    with pytest.raises(CheckpointError, match="could not be written under"):
+        Checkpoints(tmp_path).write(address(), state(), base_model=BASE)
+
+
+def test_another_process_that_holds_the_lock_is_waited_for_and_then_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "LOCK_SECONDS", 0.05)
+    Checkpoints(tmp_path).write(address(), state(), base_model=BASE)
+    with (
+        filelock.FileLock(tmp_path / "checkpoints" / store.LOCK),
+        pytest.raises(CheckpointError, match=r"another process has held .* for 0\.05 s"),
+    ):
+        Checkpoints(tmp_path).delete(address().path)
+    Checkpoints(tmp_path).delete(address().path)
 
 
 def _write_and_die(root: Path, where: str) -> None:
     """Overwrite a checkpoint, and be killed the moment ``where`` is called."""
     setattr(store, where, lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL))
     Checkpoints(root).write(address(), state(2.0), base_model=BASE, overwrite=True)
-    Checkpoints(root).write(address("two"), state(2.0), base_model=BASE)
 
 
-@pytest.mark.parametrize(("where", "survivor"), [("_replace_json", 1.0), ("_sweep", 2.0)])
+@pytest.mark.parametrize(("where", "survivor"), [("save_file", 1.0), ("replace_json", 1.0), ("remove_files", 2.0)])
 def test_kill_in_the_middle_leaves_the_old_or_the_new(tmp_path, where, survivor):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.write(address(), state(1.0), base_model=BASE)
@@ -205,28 +377,25 @@ def test_kill_in_the_middle_leaves_the_old_or_the_new(tmp_path, where, survivor)
     assert process.exitcode == -signal.SIGKILL
 
     assert checkpoints.read(address().path, base_model=BASE, optimizer=True)[0].weights["q_proj.a"][0, 0, 0] == survivor
-    with pytest.raises(CheckpointNotFoundError):
-        checkpoints.info(address("two").path)
     checkpoints.write(address(), state(3.0), base_model=BASE, overwrite=True)
     assert len(files(tmp_path)) == 2, "what the killed process left was not swept"
 
 
 def test_readers_and_writers_of_one_name_never_see_a_half(tmp_path, monkeypatch):
-    read_arrays = store._read_arrays
+    read_arrays = store.read_arrays
 
     def read_slowly(*args):  # leaves a writer time to get in between index and arrays
         time.sleep(0.01)
         return read_arrays(*args)
 
-    monkeypatch.setattr(store, "_read_arrays", read_slowly)
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.write(address(), state(0.0), base_model=BASE)
+    monkeypatch.setattr(store, "read_arrays", read_slowly)
+    Checkpoints(tmp_path).write(address(), state(0.0), base_model=BASE)
 
-    def write(value):
-        checkpoints.write(address(), state(float(value)), base_model=BASE, overwrite=True)
+    def write(value):  # each as another process would, with a lock object of its own
+        Checkpoints(tmp_path).write(address(), state(float(value)), base_model=BASE, overwrite=True)
 
     def read(_):
-        array = checkpoints.read(address().path, base_model=BASE, optimizer=True)[0].weights["q_proj.a"]
+        array = Checkpoints(tmp_path).read(address().path, base_model=BASE, optimizer=True)[0].weights["q_proj.a"]
         return len(np.unique(array))
 
     with ThreadPoolExecutor(4) as pool:
@@ -234,3 +403,17 @@ def test_readers_and_writers_of_one_name_never_see_a_half(tmp_path, monkeypatch)
         list(writes)
         assert set(reads) == {1}
     assert len(files(tmp_path)) == 2
+
+
+def test_who_reads_while_it_is_deleted_gets_all_or_not_found(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.write(address(), state(), base_model=BASE)
+    read_arrays = store.read_arrays
+
+    def deleted_first(*args):
+        checkpoints.delete(address().path)
+        return read_arrays(*args)
+
+    monkeypatch.setattr(store, "read_arrays", deleted_first)
+    with pytest.raises(CheckpointNotFoundError, match="does not exist"):
+        checkpoints.read(address().path, base_model=BASE, optimizer=True)

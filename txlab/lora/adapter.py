@@ -18,10 +18,8 @@ import numpy as np
 import optax
 from jax.sharding import Sharding
 
-from txlab.lora.state import AdapterState, LoraConfig
+from txlab.lora.state import ALPHA, AdapterState, LoraConfig
 from txlab.models.config import ATTENTION, MLP, UNEMBED, ModelConfig, projection_shapes
-
-ALPHA = 32.0
 
 
 class Factors(NamedTuple):

@@ -62,9 +62,14 @@ class AdapterBank:
         self._adapters.pop(model_id, None)
 
     def take_snapshot(self, snapshot_id: str, model_id: str) -> None:
-        """Keep the present weights of an adapter. Costs no copy: an optimizer step makes new arrays."""
+        """Keep the present weights of an adapter. Costs no copy: an optimizer step makes new arrays.
+
+        Snapshots of the same weights share one frozen adapter, so that their samples decode as one tenant's.
+        """
         adapter = self._adapters[model_id]
-        self._keep(snapshot_id, Snapshot(Adapter(adapter.lora, adapter.weights), model_id))
+        known = (s.adapter for s in self._snapshots.values() if s.adapter.weights is adapter.weights)
+        frozen = next(known, None) or Adapter(adapter.lora, adapter.weights)
+        self._keep(snapshot_id, Snapshot(frozen, model_id))
 
     def load_snapshot(self, snapshot_id: str, state: AdapterState) -> None:
         """Bring a checkpoint's weights in as a snapshot. ValueError where it does not fit."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+ALPHA = 32.0  # an adapter's product is scaled by ALPHA / rank
+
 
 @dataclass(frozen=True, slots=True)
 class LoraConfig:
