@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -53,8 +55,11 @@ class ServerSettings:
     host: str = "127.0.0.1"
     port: int = 0  # 0: any free port
     api_key: str | None = None  # None: a random ``tml-`` key per server
-    poll_seconds: float = 30.0  # how long retrieve_future is held; the SDK gives up at 45
+    poll_seconds: float = 30.0  # how long a poll for results is held; the SDK gives up at 45
     session_seconds: float = 3600.0  # of silence that finish a session; a breakpoint silences the SDK
+    jwt: bool = False  # clients exchange the key for tokens, so that whoami() works
+    token_seconds: float = 3600.0  # how long such a token is good
+    flags: Mapping[str, Any] = field(default_factory=dict)  # what clients are told, over txlab/server/wire/service.py
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from txlab.server.app import create_app
 from txlab.server.auth import new_api_key
 from txlab.server.state import ServerState
 from txlab.store.checkpoints import Checkpoints
+from txlab.store.store import Store
 
 
 @dataclass
@@ -73,8 +74,8 @@ class Running:
 def serve(engine: FakeEngine, root: Path, settings: ServerSettings) -> Iterator[Running]:
     """Serve on a free port, from a thread of its own."""
     settings = replace(settings, api_key=settings.api_key or new_api_key())
-    checkpoints = Checkpoints(root)
-    app = create_app(engine, checkpoints, settings)
+    store = Store(root)
+    app = create_app(engine, store, settings)
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named: asyncio sets NODELAY
     listener.bind(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=2))
@@ -89,7 +90,7 @@ def serve(engine: FakeEngine, root: Path, settings: ServerSettings) -> Iterator[
     while not server.started:
         thread.join(0.01)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    running = Running(url, settings.api_key, engine, checkpoints, app.state.server, loops[0])
+    running = Running(url, settings.api_key, engine, store.checkpoints, app.state.server, loops[0])
     try:
         yield running
         running.close_clients()
@@ -97,6 +98,7 @@ def serve(engine: FakeEngine, root: Path, settings: ServerSettings) -> Iterator[
         loops[0].call_soon_threadsafe(app.state.server.close)
         server.should_exit = True
         thread.join()
+        store.close()
 
 
 @pytest.fixture(autouse=True)

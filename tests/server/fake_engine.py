@@ -15,7 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from txlab.engine.losses import Losses
 from txlab.engine.requests import (
+    AltTokens,
+    CancelSample,
     CreateAdapter,
     DropSnapshot,
     ExportAdapter,
@@ -50,6 +53,9 @@ class FakeAdapter:
     waiting: dict[int, tuple[Any, Any]] = field(default_factory=dict)
 
 
+ENDLESS = 99  # a prompt that begins with this token is sampled until it is cancelled
+
+
 class FakeEngine:
     """Same face as the engine. While ``gate`` is cleared, nothing completes."""
 
@@ -57,9 +63,11 @@ class FakeEngine:
         config = SimpleNamespace(architecture="FakeForCausalLM")
         self.base = SimpleNamespace(name="fake/model", config=config, tokenizer_dir=tokenizer_dir)
         self.limits = Limits(vocab_size=100, max_context=4096, max_rank=64)
+        self.losses = Losses()
         self.adapters: dict[str, FakeAdapter] = {}
         self.snapshots: dict[str, float] = {}
         self.log: list[Any] = []  # requests in order of execution
+        self.endless: dict[Sample, Any] = {}  # samples that run, and whom to tell of their end
         self.broken: tuple[type, ...] = ()  # kinds of request that fail
         self.gate = threading.Event()
         self.gate.set()
@@ -109,6 +117,9 @@ class FakeEngine:
 
     def _complete(self, request, done):
         self.log.append(request)
+        if isinstance(request, Sample) and request.prompt[0] == ENDLESS:
+            self.endless[request] = done
+            return
         try:
             result = self._execute(request)
         except Exception as error:
@@ -125,6 +136,9 @@ class FakeEngine:
                 adapter = self.adapters.pop(request.model_id)
                 for _, done in adapter.waiting.values():
                     done(RequestError("model was unloaded"))
+            case CancelSample():
+                if request.sample in self.endless:
+                    self.endless.pop(request.sample)(RequestError("cancelled"))
             case DropSnapshot():
                 del self.snapshots[request.snapshot_id]
             case LoadSnapshot():
@@ -151,7 +165,7 @@ class FakeEngine:
         adapter = self.adapters[request.model_id]
         if request.backward:
             adapter.pending += len(request.data)
-        logprobs = tuple(np.full(len(d.tokens), -adapter.w, np.float32) for d in request.data)
+        logprobs = tuple(np.full(d.targets.shape, -adapter.w, np.float32) for d in request.data)
         tokens = sum(len(d.tokens) for d in request.data)
         return ForwardBackwardResult(logprobs, {"loss:sum": adapter.w * tokens, "tokens:sum": float(tokens)})
 
@@ -173,11 +187,29 @@ class FakeEngine:
         if request.snapshot_id is not None and request.snapshot_id not in self.snapshots:
             raise RequestError(f"no snapshot {request.snapshot_id}")
         w = 0.0 if request.snapshot_id is None else self.snapshots[request.snapshot_id]
-        n, length, k = request.params.max_tokens, len(request.prompt), request.topk_prompt_logprobs
-        sequence = SampledSequence(np.full(n, round(w), np.int32), np.full(n, -w, np.float32), "length")
-        scored = np.full(length, -w, np.float32)
-        scored[0] = np.nan
-        top = TopLogprobs(np.ones((length, k), np.int32), np.full((length, k), -w, np.float32)) if k else None
+        n, length = request.params.max_tokens, len(request.prompt)
+        tokens, logprobs = np.full(n, round(w), np.int32), np.full(n, -w, np.float32)
+        if request.on_tokens is not None:
+            for index in range(request.num_samples):
+                for i in range(n):
+                    request.on_tokens(index, tokens[i : i + 1], logprobs[i : i + 1])
+        sequence = SampledSequence(tokens, logprobs, "length", _top(n, request.topk_sample_logprobs, w))
+        first = length - (request.prompt_logprobs_last_n or length - 1)
+        scored = np.where(np.arange(length) < first, np.nan, -w).astype(np.float32)
+        top = _top(length, request.topk_prompt_logprobs, w)
         if top is not None:
-            top.token_ids[0], top.logprobs[0] = 0, -99999.0
-        return SampleResult((sequence,) * request.num_samples, scored if request.prompt_logprobs else None, top)
+            top.token_ids[:first], top.logprobs[:first] = 0, -99999.0
+        targets, k = request.target_prompt_logprobs, request.prompt_alt_tokens_k
+        alts = AltTokens(np.full((length - 1, k), round(w), np.int32), np.full((length - 1, k), -w, np.float32))
+        return SampleResult(
+            (sequence,) * request.num_samples,
+            scored if request.prompt_logprobs else None,
+            top,
+            # Every target's logprob is its negative, so that a test sees which one came back where.
+            None if targets is None else np.where(targets < 0, 0, -targets).astype(np.float32),
+            alts if k else None,
+        )
+
+
+def _top(length: int, k: int, w: float) -> TopLogprobs | None:
+    return TopLogprobs(np.ones((length, k), np.int32), np.full((length, k), -w, np.float32)) if k else None

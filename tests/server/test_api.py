@@ -26,7 +26,7 @@ def optim(model_id, seq_id, **params):
 
 
 def pass_body(model_id, seq_id, *, tokens=(1, 2), targets=(2, 3), **fields):
-    message = pb.ForwardBackwardRequest(model_id=model_id, seq_id=seq_id, loss_fn="cross_entropy", **fields)
+    message = pb.ForwardBackwardRequest(model_id=model_id, seq_id=seq_id, **({"loss_fn": "cross_entropy"} | fields))
     datum = message.data.add()
     datum.model_input.add().encoded_text.tokens = np.array(tokens, np.int32).tobytes()
     tensor = datum.loss_fn_inputs["target_tokens"]
@@ -112,7 +112,7 @@ def test_unknown_request_fields_are_ignored(server):
 
 
 def test_bug_in_a_route_is_answered_once_and_logged(server, monkeypatch, caplog):
-    monkeypatch.setattr(server.state.sessions, "create", lambda name: 1 / 0)
+    monkeypatch.setattr(server.state.sessions, "create", lambda *about, **more: 1 / 0)
     response = server.post("create_session", {"tags": []})
     assert response.status_code == 400
     assert "ZeroDivisionError" in response.json()["detail"]
@@ -198,6 +198,45 @@ def test_refusal_fails_the_future_and_uses_up_its_place(server, route, body, men
     assert mention in error["error"]
     assert server.retrieve(second).json()["metrics"]["step"] == 1.0
     assert [type(request) for request in server.engine.log] == [CreateAdapter, SkipSeq, OptimStep]
+
+
+class Uploaded:
+    """What the server knows of a loss that a client uploaded."""
+
+    rank, inputs = 1, {}
+
+    def __init__(self, name):
+        self.name = name
+
+
+def custom(model_id, seq_id, **config):
+    """A pass with loss_fn custom and text or number options."""
+    values = {key: {"text" if isinstance(value, str) else "number": value} for key, value in config.items()}
+    return pass_body(model_id, seq_id, loss_fn="custom", loss_fn_config_v2=values)
+
+
+def test_a_custom_loss_is_its_sessions_own(server):
+    session_id, other = server.session(), server.session()
+    model_id, loss_id = server.model(session_id), f"{session_id}:loss:0"
+    server.engine.losses.add(Uploaded(loss_id))
+    server.engine.losses.add(Uploaded(f"{other}:loss:0"))
+    refused = [
+        (custom(model_id, 1), "takes loss_fn_config {'loss_id': text}"),
+        (custom(model_id, 2, loss_id=1.0), "takes loss_fn_config {'loss_id': text}"),
+        (custom(model_id, 3, loss_id=loss_id, beta=1.0), "takes loss_fn_config {'loss_id': text}"),
+        (custom(model_id, 4, loss_id=f"{session_id}:loss:1"), ":loss:1' is unknown in this session"),
+        (custom(model_id, 5, loss_id=f"{other}:loss:0"), ":loss:0' is unknown in this session"),
+        (custom(model_id, 6, loss_id="ppo"), "'ppo' is unknown in this session"),
+        (pass_body(model_id, 7, loss_fn=f"{other}:loss:0"), "is a loss_id"),
+        (pass_body(model_id, 8, loss_fn="hinge"), "unknown loss_fn 'hinge'; this server has cross_entropy"),
+    ]
+    for body, mention in refused:
+        error = server.retrieve(request_id(server.post("forward_backward", content=body))).json()
+        assert error["category"] == "user"
+        assert mention in error["error"]
+    reply = server.retrieve(request_id(server.post("forward_backward", content=custom(model_id, 9, loss_id=loss_id))))
+    assert reply.headers["content-type"] == "application/x-protobuf"
+    assert (server.engine.log[-1].loss, server.engine.log[-1].loss_config) == (loss_id, {})
 
 
 def test_a_bug_while_decoding_uses_up_its_place_too(server, monkeypatch):
@@ -289,10 +328,6 @@ def test_adapters_have_names_for_people(server):
         ({"prompt": {"chunks": [{"type": "encoded_text", "tokens": [1, -7]}]}}, "vocabulary"),
         ({"prompt": {"chunks": [{"type": "encoded_text", "tokens": [2_000_000_000]}]}}, "vocabulary"),
         ({"prompt": {"chunks": [{"type": "encoded_text", "tokens": [2**70]}]}}, "token"),
-        ({"topk_sample_logprobs": 2}, "topk_sample_logprobs"),
-        ({"prompt_alt_tokens_k": 2}, "prompt_alt_tokens_k"),
-        ({"prompt_logprobs_last_n": 2, "prompt_logprobs": True}, "prompt_logprobs_last_n"),
-        ({"target_prompt_logprobs": {"data": [1], "dtype": "int64", "shape": [1, 1]}}, "target_prompt_logprobs"),
     ],
 )
 def test_bad_samples_are_refused_at_once(server, fields, mention):
@@ -329,13 +364,17 @@ def test_without_max_tokens_the_context_may_be_filled(server):
 
 def test_unknown_samplers_and_paths(server):
     session_id = server.session()
-    create = {"session_id": session_id, "sampling_session_seq_id": 0}
     assert server.post("asample", sample("nobody:sample:0")).status_code == 404
     assert server.get("samplers/nobody:sample:0").status_code == 404
-    assert server.post("create_sampling_session", create | {"model_path": "tinker://m/weights/x"}).status_code == 404
-    assert server.post("create_sampling_session", create | {"model_path": "/etc/passwd"}).status_code == 400
-    assert server.post("create_sampling_session", create | {"base_model": "no/such"}).status_code == 404
-    assert server.post("create_sampling_session", create).status_code == 422
+    cases = [
+        ({"model_path": "tinker://m/weights/x"}, 404),
+        ({"model_path": "/etc/passwd"}, 400),
+        ({"base_model": "no/such"}, 404),
+        ({}, 422),
+    ]
+    for number, (source, status) in enumerate(cases):
+        create = {"session_id": session_id, "sampling_session_seq_id": number} | source
+        assert server.post("create_sampling_session", create).status_code == status
 
 
 # ---------------------------------------------------------------------------------------- sessions

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from txlab.engine.requests import RequestError
+from txlab.server.completions import CompletionLog
 from txlab.server.errors import ApiError
 from txlab.server.futures import FutureTable, Reply, Retention, failure_reply, json_reply
 from txlab.store.checkpoints import CheckpointError
@@ -167,5 +168,107 @@ def test_close_answers_whoever_waits():
         table.close()
         table.close()  # once by the host, once at the end of the app's life
         assert json.loads((await waiting).body) == {"error": "the server was stopped", "category": "server"}
+
+    asyncio.run(main())
+
+
+# ------------------------------------------------------------------------------ cancelled, freed, sized
+
+
+async def for_ever():
+    await asyncio.Event().wait()
+
+
+def test_cancelling_stops_the_job_and_fails_the_request_at_once():
+    async def main():
+        table, stopped = FutureTable(), []
+
+        async def job():
+            try:
+                await for_ever()
+            except asyncio.CancelledError:
+                stopped.append(1)
+                raise
+
+        running, other = table.start("asample", 1, job), table.start("asample", 2, job)
+        await asyncio.sleep(0)
+        table.cancel(running)
+        assert json.loads((await table.wait(running, 0)).body)["category"] == "user"
+        await asyncio.sleep(0)
+        assert stopped == [1]
+        assert await table.wait(other, 0) is None
+        assert table.start("asample", 1, job) == running
+        table.cancel(running)
+        table.close()
+
+    asyncio.run(main())
+
+
+def test_only_samples_can_be_cancelled():
+    async def main():
+        table = FutureTable()
+        request_id = table.start("training", 1, for_ever)
+        with pytest.raises(ApiError, match="sampling"):
+            table.cancel(request_id)
+        assert await table.wait(request_id, 0) is None
+        table.close()
+
+    asyncio.run(main())
+
+
+def test_ends_are_noted_and_requests_cancelled_by_their_log():
+    async def main():
+        table, mine, others = FutureTable(), CompletionLog(), CompletionLog()
+        job, _ = job_of(Reply(b"123"))
+        done = table.start("asample", 1, job, mine)
+        running, kept = table.start("asample", 2, for_ever, mine), table.start("asample", 3, for_ever, others)
+        await table.wait(done, 1)
+        table.cancel_all([mine])
+        ended = await mine.after(0, 0)
+        assert [(e.cursor, e.request_id, e.failed) for e in ended] == [(1, done, False), (2, running, True)]
+        assert ended[0].size == 3
+        assert await others.after(0, 0) == []
+        assert await table.wait(kept, 0) is None
+        table.close()
+        assert [entry.request_id for entry in await others.after(0, 30)] == [kept]
+
+    asyncio.run(main())
+
+
+def test_freed_results_are_gone_with_their_key():
+    async def main():
+        table, log = FutureTable(Retention(fetched_bytes=100)), CompletionLog()
+        job, runs = job_of(*(Reply(bytes(60)) for _ in range(4)))
+        first = table.start("asample", 1, job, log)
+        await table.wait(first, 1)
+        running = table.start("asample", 2, for_ever, log)
+        table.free([first, running, "asample-none"], log)
+        assert not table.knows("asample", 1)
+        assert table.knows("asample", 2)
+        assert await log.after(0, 0) == []
+        again = table.start("asample", 1, job, log)
+        assert again != first
+        other = table.start("asample", 3, job, log)
+        await table.wait(again, 1)
+        table.free([again], log)
+        await table.wait(other, 1)
+        assert await table.wait(other, 1), "what was freed does not count towards the bound"
+        assert len(runs) == 3
+        table.close()
+
+    asyncio.run(main())
+
+
+def test_the_size_of_a_large_result_does_not_count_as_fetched():
+    async def main():
+        clock = Clock()
+        table = FutureTable(Retention(fetched_seconds=10, unfetched_seconds=100), clock)
+        job, _ = job_of(Reply(bytes(60)), Reply(b"1"))
+        request_id = table.start("a", 1, job)
+        told = json.loads((await table.wait(request_id, 1, most_bytes=59)).body)
+        assert told == {"status": "complete_metadata", "response_payload_size": 60}
+        clock.now = 50
+        await table.wait(table.start("a", 2, job), 1)
+        assert len((await table.wait(request_id, 1, most_bytes=60)).body) == 60
 
     asyncio.run(main())

@@ -9,29 +9,61 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from txlab.config import ServerSettings
-from txlab.server.auth import ApiKeyRequired, check_api_key
+from txlab.server.auth import ApiKeyRequired
 from txlab.server.errors import install_error_handlers
-from txlab.server.routes import futures, models, sampling, service, sessions, training, weights
+from txlab.server.openai.routes import include_openai
+from txlab.server.routes import (
+    admin,
+    auth,
+    checkpoints,
+    downloads,
+    futures,
+    losses,
+    models,
+    runs,
+    sampling,
+    service,
+    sessions,
+    training,
+    weights,
+)
 from txlab.server.state import ServerState
-from txlab.store.checkpoints import Checkpoints
+from txlab.server.wire.service import check_flags
+from txlab.store.store import Store
 
 if TYPE_CHECKING:
     from txlab.engine.engine import Engine
 
 
-def create_app(engine: Engine, checkpoints: Checkpoints, settings: ServerSettings) -> FastAPI:
-    """Build the application; ``settings.api_key`` must be set, else ValueError.
+def create_app(engine: Engine, store: Store, settings: ServerSettings) -> FastAPI:
+    """Build the application; ``settings.api_key`` must be set and ``settings.flags`` known, else ValueError.
 
     The app starts neither the engine nor a thread of its own before the first request. Whoever serves it without
     lifespan events calls ``app.state.server.close()`` on its event loop before it stops, so that held polls end.
     """
-    key = check_api_key(settings.api_key)
+    check_flags(settings.flags)
     app = FastAPI(title="txlab", summary="A Tinker-compatible training API", lifespan=_close_at_end, redoc_url=None)
-    app.state.server = ServerState(engine, checkpoints, settings)
-    for routes in (service, sessions, models, training, weights, sampling, futures):
+    app.state.server = ServerState(engine, store, settings)
+    tinker = (
+        service,
+        auth,
+        sessions,
+        models,
+        losses,
+        training,
+        weights,
+        sampling,
+        futures,
+        runs,
+        checkpoints,
+        downloads,
+        admin,
+    )
+    for routes in tinker:
         app.include_router(routes.router, prefix="/api/v1")
+    include_openai(app, app.state.server)
     install_error_handlers(app)
-    app.add_middleware(ApiKeyRequired, key=key)
+    app.add_middleware(ApiKeyRequired, credentials=app.state.server.credentials)
     return app
 
 

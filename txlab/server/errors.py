@@ -18,21 +18,25 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from txlab.engine.requests import RequestError
+from txlab.server.openai.errors import is_openai_path, openai_refusal
 from txlab.store.checkpoints import CheckpointError, CheckpointNotFoundError
 
 log = logging.getLogger(__name__)
 
 
 class ApiError(Exception):
-    """A request is refused with an HTTP status and one sentence."""
+    """A request is refused with an HTTP status and one sentence; ``field`` is what it is about, where that is known."""
 
-    def __init__(self, status: int, message: str):
+    def __init__(self, status: int, message: str, field: str | None = None):
         super().__init__(message)
         self.status = status
+        self.field = field
 
 
-def refusal(status: int, message: str) -> JSONResponse:
-    """The body of every error: ``{"detail": message}``."""
+def refusal(path: str, status: int, message: str, field: str | None = None) -> JSONResponse:
+    """The body of every error: ``{"detail": message}``, and OpenAI's form where the path is one of its API."""
+    if is_openai_path(path):
+        return openai_refusal(status, message, field)
     return JSONResponse({"detail": message}, status)
 
 
@@ -43,8 +47,14 @@ def explain(problems: Sequence[Any]) -> str:
 
 def malformed(error: RequestValidationError | ValidationError) -> ApiError:
     """400 for a body that is not JSON, 422 for one with wrong fields."""
-    broken = any(problem["type"] == "json_invalid" for problem in error.errors())
-    return ApiError(400 if broken else 422, explain(error.errors()))
+    problems = error.errors()
+    broken = any(problem["type"] == "json_invalid" for problem in problems)
+    return ApiError(400 if broken else 422, explain(problems), field_of(problems[0]))
+
+
+def field_of(problem: Any) -> str | None:
+    """The field of the body that one of pydantic's problems is about."""
+    return next((part for part in problem["loc"] if isinstance(part, str) and part != "body"), None)
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -52,15 +62,16 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(ApiError)
     async def _api_error(request: Request, error: ApiError) -> JSONResponse:
-        return refusal(error.status, str(error))
+        return refusal(request.url.path, error.status, str(error), error.field)
 
     @app.exception_handler(RequestError)
     async def _request_error(request: Request, error: RequestError) -> JSONResponse:
-        return refusal(400, str(error))
+        return refusal(request.url.path, 400, str(error))
 
     @app.exception_handler(CheckpointError)
     async def _checkpoint_error(request: Request, error: CheckpointError) -> JSONResponse:
-        return refusal(404 if isinstance(error, CheckpointNotFoundError) else 400, str(error))
+        status = 404 if isinstance(error, CheckpointNotFoundError) else 400
+        return refusal(request.url.path, status, str(error))
 
     @app.exception_handler(RequestValidationError)
     async def _malformed(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -68,7 +79,8 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _no_route(request: Request, error: HTTPException) -> JSONResponse:
-        return refusal(error.status_code, f"{error.detail}: this server has no {request.method} {request.url.path}")
+        path = request.url.path
+        return refusal(path, error.status_code, f"{error.detail}: this server has no {request.method} {path}")
 
     app.add_middleware(UnexpectedErrors)
 
@@ -93,4 +105,5 @@ class UnexpectedErrors:
         except Exception as error:
             log.exception("%s %s failed", scope.get("method"), scope.get("path"))
             if not started:
-                await refusal(400, f"internal error, see the server's log: {error!r}")(scope, receive, send)
+                message = f"internal error, see the server's log: {error!r}"
+                await refusal(scope["path"], 400, message)(scope, receive, send)

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Collection, Coroutine, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from txlab.engine.requests import RequestError
+from txlab.server.completions import CompletionLog
 from txlab.server.errors import ApiError
 from txlab.server.wire.base import json_bytes
 from txlab.store.checkpoints import CheckpointError
@@ -31,6 +33,7 @@ class Reply:
 
     body: bytes
     media_type: str = "application/json"
+    failed: bool = False
 
 
 def json_reply(value: dict[str, Any]) -> Reply:
@@ -46,19 +49,27 @@ def proto_reply(body: bytes) -> Reply:
 def failure_reply(error: BaseException) -> Reply:
     """Make a failure as the SDK raises it at once; ``category`` says whose fault it is."""
     if isinstance(error, RequestError):
-        return json_reply({"error": str(error), "category": error.category})
-    if isinstance(error, REFUSALS):
-        return json_reply({"error": str(error), "category": "user"})
-    return json_reply({"error": f"internal error, see the server's log: {error!r}", "category": "server"})
+        message, category = str(error), error.category
+    elif isinstance(error, REFUSALS):
+        message, category = str(error), "user"
+    else:
+        message, category = f"internal error, see the server's log: {error!r}", "server"
+    return Reply(json_bytes({"error": message, "category": category}), failed=True)
+
+
+def size_reply(reply: Reply) -> Reply:
+    """Announce a result's size, so that the client makes room before it asks for the result itself."""
+    return json_reply({"status": "complete_metadata", "response_payload_size": len(reply.body)})
 
 
 @dataclass(slots=True, eq=False)
 class PendingResult:
-    """One future. ``settled`` gets the reply; ``task`` is the work behind it."""
+    """One future. ``settled`` gets the reply; ``task`` is the work behind it; ``ends`` notes its end for a poller."""
 
     request_id: str
     key: Hashable
     settled: asyncio.Future[Reply]
+    ends: CompletionLog | None = None
     task: asyncio.Task[None] | None = None
     touched: float = 0.0  # when it was settled, or last fetched
 
@@ -84,19 +95,29 @@ class FutureTable:
         self._fetched: OrderedDict[str, PendingResult] = OrderedDict()  # last fetched longest ago first
         self._fetched_bytes = 0
 
-    def start(self, kind: str, key: Hashable, job: Job) -> str:
-        """Run ``job`` for its reply and return the request id; a ``key`` seen before returns its first request id."""
+    def start(self, kind: str, key: Hashable, job: Job, ends: CompletionLog | None = None) -> str:
+        """Run ``job`` for its reply and return the request id; a ``key`` seen before returns its first request id.
+
+        The request's end is noted in ``ends``, if given.
+        """
         known = self._by_key.get((kind, key))
         if known is not None:
             return known.request_id
         loop = asyncio.get_running_loop()
-        pending = PendingResult(f"{kind}-{secrets.token_hex(8)}", (kind, key), loop.create_future())
+        pending = PendingResult(f"{kind}-{secrets.token_hex(8)}", (kind, key), loop.create_future(), ends)
         self._by_key[pending.key] = self._by_id[pending.request_id] = pending
         pending.task = loop.create_task(self._run(pending, job()))
         return pending.request_id
 
-    async def wait(self, request_id: str, seconds: float) -> Reply | None:
-        """Wait for a reply, None where it takes longer. ApiError for an id that is not (any more) in the table."""
+    def knows(self, kind: str, key: Hashable) -> bool:
+        """Whether ``start`` with this key would return an earlier request."""
+        return (kind, key) in self._by_key
+
+    async def wait(self, request_id: str, seconds: float, most_bytes: float = math.inf) -> Reply | None:
+        """Wait for a reply, None where it takes longer. ApiError for an id that is not (any more) in the table.
+
+        In the place of a result of more than ``most_bytes`` its size is told, which does not count as fetched.
+        """
         pending = self._by_id.get(request_id)
         if pending is None:
             # 410 makes the SDK sample again; a training request must not run twice.
@@ -105,16 +126,44 @@ class FutureTable:
             await asyncio.wait((pending.settled,), timeout=seconds)
         if not pending.settled.done():
             return None
+        reply = pending.settled.result()
+        if len(reply.body) > most_bytes:
+            return size_reply(reply)
         self._note_fetched(pending)
-        return pending.settled.result()
+        return reply
+
+    def cancel(self, request_id: str) -> None:
+        """Stop a sampling request, which then has failed; no effect on one that has ended. ApiError for other kinds."""
+        if not request_id.startswith("asample-"):
+            raise ApiError(400, f"{request_id!r} is no sampling request: only those can be cancelled")
+        pending = self._by_id.get(request_id)
+        if pending is not None:
+            self._stop([pending], RequestError("the request was cancelled by its client"))
+
+    def cancel_all(self, ends: Collection[CompletionLog]) -> None:
+        """Stop the requests whose ends would be noted in one of ``ends``."""
+        requests = [pending for pending in self._by_id.values() if pending.ends in ends]
+        self._stop(requests, RequestError("the session of this request has ended"))
+
+    def free(self, request_ids: Collection[str], ends: CompletionLog) -> None:
+        """Forget results that their client has; ids that are not noted in ``ends``, or have not ended, stay."""
+        for request_id in request_ids:
+            pending = self._by_id.get(request_id)
+            if pending is not None and pending.ends is ends and pending.task is None:
+                if self._fetched.pop(request_id, None) is not None:
+                    self._fetched_bytes -= len(pending.settled.result().body)
+                self._unfetched.pop(request_id, None)
+                self._forget(pending)
 
     def close(self) -> None:
         """Fail what is not finished, so that waiting clients are answered."""
-        stopped = failure_reply(RequestError("the server was stopped", "server"))
-        for pending in self._by_id.values():
-            if pending.task is not None and not pending.settled.done():
+        self._stop(list(self._by_id.values()), RequestError("the server was stopped", "server"))
+
+    def _stop(self, requests: Iterable[PendingResult], error: RequestError) -> None:
+        for pending in requests:
+            if pending.task is not None:
                 pending.task.cancel()
-                pending.settled.set_result(stopped)
+                self._settle(pending, failure_reply(error))
 
     async def _run(self, pending: PendingResult, job: Coroutine[Any, Any, Reply]) -> None:
         try:
@@ -123,9 +172,14 @@ class FutureTable:
             if not isinstance(error, REFUSALS):
                 log.exception("request %s failed", pending.request_id)
             reply = failure_reply(error)
+        self._settle(pending, reply)
+
+    def _settle(self, pending: PendingResult, reply: Reply) -> None:
         pending.task = None
         pending.touched = self._clock()
         pending.settled.set_result(reply)
+        if pending.ends is not None:
+            pending.ends.add(pending.request_id, failed=reply.failed, size=len(reply.body))
         self._unfetched[pending.request_id] = pending
         self._trim()
 
@@ -133,7 +187,7 @@ class FutureTable:
         if self._unfetched.pop(pending.request_id, None) is not None:
             self._fetched_bytes += len(pending.settled.result().body)
         elif pending.request_id not in self._fetched:
-            return  # dropped while its last reader was being woken, or the server is closing
+            return  # dropped while its last reader was being woken
         pending.touched = self._clock()
         self._fetched[pending.request_id] = pending
         self._fetched.move_to_end(pending.request_id)
@@ -152,3 +206,5 @@ class FutureTable:
 
     def _forget(self, pending: PendingResult) -> None:
         del self._by_key[pending.key], self._by_id[pending.request_id]
+        if pending.ends is not None:
+            pending.ends.drop(pending.request_id)

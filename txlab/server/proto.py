@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -18,11 +20,13 @@ from txlab.engine.requests import (
     TopLogprobs,
 )
 from txlab.server import tinker_wire_pb2 as pb
+from txlab.server.csr import Csr, read_csr
 from txlab.server.errors import ApiError
 
 DTYPES: dict[int, np.dtype] = {pb.DTYPE_FLOAT32: np.dtype("<f4"), pb.DTYPE_INT64: np.dtype("<i8")}
 INT32 = np.dtype("<i4")
 INT64 = np.dtype("<i8")
+MAX_CELLS = 2**26  # of one tensor: a few bytes of CSR may stand for any number of zeros
 
 
 # ------------------------------------------------------------------------------- forward_backward
@@ -64,17 +68,14 @@ def _loss_config(message: pb.ForwardBackwardRequest) -> dict[str, Any]:
 def _datum(datum: pb.Datum, where: str) -> Datum:
     tokens = _tokens(datum.model_input, f"{where}.model_input")
     inputs = {
-        name: _vector(tensor, len(tokens), f"{where}.loss_fn_inputs[{name!r}]")
-        for name, tensor in datum.loss_fn_inputs.items()
+        name: _read_tensor(tensor, f"{where}.loss_fn_inputs[{name!r}]") for name, tensor in datum.loss_fn_inputs.items()
     }
     if "target_tokens" not in inputs:
         raise RequestError(f"{where}.loss_fn_inputs lacks 'target_tokens': the token that each position predicts")
     targets = inputs.pop("target_tokens")
     if targets.dtype != np.int64:
         raise RequestError(f"{where}.loss_fn_inputs['target_tokens'] has dtype {targets.dtype}: expected int64")
-    return Datum(
-        tokens, narrow(targets), {name: values.astype(np.float32, copy=False) for name, values in inputs.items()}
-    )
+    return Datum(tokens, narrow(targets), inputs)
 
 
 def _tokens(chunks: Iterable[pb.Chunk], where: str) -> np.ndarray:  # (N,) int32
@@ -88,31 +89,31 @@ def _tokens(chunks: Iterable[pb.Chunk], where: str) -> np.ndarray:  # (N,) int32
     return np.concatenate(parts) if parts else np.zeros(0, INT32)
 
 
-def _vector(tensor: pb.Tensor, length: int, where: str) -> np.ndarray:  # (N,) float32 or int64
-    """Read a tensor of shape [N], or [N, 1]; more targets per position are refused."""
+def _read_tensor(tensor: pb.Tensor, where: str) -> np.ndarray:  # (N,) or (N, K), float32 or int64
+    """Read a tensor of at most two dimensions; one that tells no shape is a vector."""
     dtype = DTYPES.get(tensor.dtype)
     if dtype is None:
         raise RequestError(f"{where} has dtype {pb.DType.Name(tensor.dtype)}: expected float32 or int64")
     shape = tuple(tensor.shape)
-    if len(shape) > 2 or (len(shape) == 2 and shape[1] != 1):
-        raise RequestError(f"{where} has shape {list(shape)}: more than one target per position is not supported yet")
+    if len(shape) > 2 or min(shape, default=0) < 0 or math.prod(shape) > MAX_CELLS:
+        raise RequestError(f"{where} has shape {list(shape)}: expected [N] or [N, K], of at most {MAX_CELLS} cells")
     if tensor.HasField("sparse_csr"):
-        return _densify(tensor.sparse_csr, dtype, length, where)
-    return _array(tensor.dense, dtype, where)
+        return _densify(tensor.sparse_csr, dtype, shape, where)
+    array = _array(tensor.dense, dtype, where)
+    if shape and math.prod(shape) != len(array):
+        raise RequestError(f"{where} has {len(array)} values, which do not fill its shape {list(shape)}")
+    return array.reshape(shape or -1)
 
 
-def _densify(csr: pb.SparseCsr, dtype: np.dtype, length: int, where: str) -> np.ndarray:  # (N,)
-    """Spread a CSR column over its N rows; unlisted cells are 0."""
+def _densify(csr: pb.SparseCsr, dtype: np.dtype, shape: tuple[int, ...], where: str) -> np.ndarray:  # (N, K)
+    """Spread a CSR tensor over its cells; unlisted ones are 0."""
     values = _array(csr.values, dtype, where)  # (nnz,)
-    starts = _array(csr.crow_indices, INT64, where)  # (N + 1,)
-    columns = _array(csr.col_indices, INT64, where)  # (nnz,)
-    counts = np.diff(starts)
-    fits = len(starts) == length + 1 and starts[0] == 0 and starts[-1] == len(values) == len(columns)
-    if not fits or counts.min(initial=0) < 0 or counts.max(initial=0) > 1 or columns.any():
-        raise RequestError(f"{where} is no CSR tensor of {length} rows and one column")
-    dense = np.zeros(length, dtype)
-    dense[counts == 1] = values
-    return dense
+    if len(shape) != 2:
+        raise RequestError(f"{where} is a CSR tensor of shape {list(shape)}: expected [N, K]")
+    cells = read_csr(_array(csr.crow_indices, INT64, where), _array(csr.col_indices, INT64, where), shape, where)
+    if len(values) != len(cells.columns):
+        raise RequestError(f"{where} is a CSR tensor with {len(values)} values for {len(cells.columns)} columns")
+    return cells.spread(values, shape[1], 0)
 
 
 def _array(data: bytes, dtype: np.dtype, where: str) -> np.ndarray:
@@ -128,14 +129,16 @@ def narrow(tokens: np.ndarray) -> np.ndarray:
 
 
 def encode_pass(result: ForwardBackwardResult) -> bytes:
-    """Encode logprobs, each (N,), and metrics as a ForwardBackwardOutput."""
+    """Encode logprobs, each (N,) or (N, K), and metrics as a ForwardBackwardOutput: a record per run of equal K."""
     message = pb.ForwardBackwardOutput(loss_fn_output_type="ArrayRecord", metrics=dict(result.metrics))
-    record = message.loss_fn_outputs.add(type_tag="ArrayRecord", num_datums=len(result.logprobs))
-    field = record.fields["logprobs"]
-    field.dtype = pb.DTYPE_FLOAT32
-    field.data = b"".join(_float32(logprobs) for logprobs in result.logprobs)
-    lengths = [4 * len(logprobs) for logprobs in result.logprobs]
-    field.offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(INT64).tobytes()
+    for trailing_shape, run in groupby(result.logprobs, lambda logprobs: logprobs.shape[1:]):
+        rows = [_float32(logprobs) for logprobs in run]
+        record = message.loss_fn_outputs.add(type_tag="ArrayRecord", num_datums=len(rows))
+        field = record.fields["logprobs"]
+        field.dtype = pb.DTYPE_FLOAT32
+        field.trailing_shape.extend(trailing_shape)
+        field.data = b"".join(rows)
+        field.offsets = np.cumsum([0, *map(len, rows)]).astype(INT64).tobytes()
     return message.SerializeToString()
 
 
@@ -144,13 +147,16 @@ def encode_pass(result: ForwardBackwardResult) -> bytes:
 
 def sample_bytes(result: SampleResult) -> int:
     """Estimate the encoded size, with some weight for each sequence's own cost."""
-    tokens = sum(len(sequence.tokens) for sequence in result.sequences)
-    top = 0 if result.topk_prompt_logprobs is None else result.topk_prompt_logprobs.token_ids.size
-    return 8 * (tokens + top) + 100 * len(result.sequences)
+    targets, alts = result.target_prompt_logprobs, result.prompt_alt_tokens
+    tops = [result.topk_prompt_logprobs, *(sequence.topk_logprobs for sequence in result.sequences)]
+    numbers = sum(len(sequence.tokens) for sequence in result.sequences)
+    numbers += sum(top.token_ids.size for top in tops if top is not None)
+    numbers += (0 if targets is None else targets.size) + (0 if alts is None else alts.tokens.size)
+    return 8 * numbers + 100 * len(result.sequences)
 
 
-def encode_sample(result: SampleResult) -> bytes:
-    """Encode a SampleResponse."""
+def encode_sample(result: SampleResult, targets: Csr | None = None) -> bytes:
+    """Encode a SampleResponse; ``targets`` are the cells that a sparse target_prompt_logprobs listed."""
     message = pb.SampleResponse(
         sequences=[_sequence(sequence) for sequence in result.sequences],
         prompt_cache_hit_tokens=result.prompt_cache_hit_tokens,
@@ -159,15 +165,36 @@ def encode_sample(result: SampleResult) -> bytes:
         message.prompt_logprobs = _float32(result.prompt_logprobs)
     if result.topk_prompt_logprobs is not None:
         message.topk_prompt_logprobs.CopyFrom(_top_logprobs(result.topk_prompt_logprobs))
+    if result.target_prompt_logprobs is not None:
+        message.target_prompt_logprobs.CopyFrom(_tensor(result.target_prompt_logprobs, targets))
+    if (alts := result.prompt_alt_tokens) is not None:
+        message.prompt_alt_tokens.CopyFrom(
+            pb.PromptAltTokens(tokens=_tensor(alts.tokens), logprobs=_tensor(alts.logprobs))
+        )
     return message.SerializeToString()
 
 
 def _sequence(sequence: SampledSequence) -> pb.SampledSequence:
-    return pb.SampledSequence(
+    message = pb.SampledSequence(
         stop_reason=pb.STOP_REASON_STOP if sequence.stop_reason == "stop" else pb.STOP_REASON_LENGTH,
         tokens=sequence.tokens.astype(INT32).tobytes(),
         logprobs=_float32(sequence.logprobs),
     )
+    if sequence.topk_logprobs is not None:
+        message.topk_sampled_logprobs.CopyFrom(_top_logprobs(sequence.topk_logprobs))
+    return message
+
+
+def _tensor(array: np.ndarray, csr: Csr | None = None) -> pb.Tensor:
+    """Encode float32 or int32 of any shape, only the listed cells where there is a list."""
+    floats = array.dtype == np.float32
+    dtype = pb.DTYPE_FLOAT32 if floats else pb.DTYPE_INT32
+    values = (array if csr is None else csr.collect(array)).astype("<f4" if floats else INT32).tobytes()
+    if csr is None:
+        return pb.Tensor(dense=values, dtype=dtype, shape=array.shape)
+    starts, columns = csr.starts.astype(INT64).tobytes(), csr.columns.astype(INT64).tobytes()
+    sparse = pb.SparseCsr(values=values, crow_indices=starts, col_indices=columns)
+    return pb.Tensor(sparse_csr=sparse, dtype=dtype, shape=array.shape)
 
 
 def _top_logprobs(top: TopLogprobs) -> pb.TopkLogprobs:

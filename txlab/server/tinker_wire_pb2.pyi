@@ -146,27 +146,41 @@ class LossConfigValue(_message.Message):
     text: str
     def __init__(self, number: _Optional[float] = ..., text: _Optional[str] = ...) -> None: ...
 
+class PromptAltTokens(_message.Message):
+    __slots__ = ["logprobs", "tokens"]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    logprobs: Tensor
+    tokens: Tensor
+    def __init__(self, tokens: _Optional[_Union[Tensor, _Mapping]] = ..., logprobs: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+
 class SampleResponse(_message.Message):
-    __slots__ = ["prompt_cache_hit_tokens", "prompt_logprobs", "sequences", "topk_prompt_logprobs"]
+    __slots__ = ["prompt_alt_tokens", "prompt_cache_hit_tokens", "prompt_logprobs", "sequences", "target_prompt_logprobs", "topk_prompt_logprobs"]
+    PROMPT_ALT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_CACHE_HIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    TARGET_PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     TOPK_PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    prompt_alt_tokens: PromptAltTokens
     prompt_cache_hit_tokens: int
     prompt_logprobs: bytes
     sequences: _containers.RepeatedCompositeFieldContainer[SampledSequence]
+    target_prompt_logprobs: Tensor
     topk_prompt_logprobs: TopkLogprobs
-    def __init__(self, sequences: _Optional[_Iterable[_Union[SampledSequence, _Mapping]]] = ..., prompt_logprobs: _Optional[bytes] = ..., topk_prompt_logprobs: _Optional[_Union[TopkLogprobs, _Mapping]] = ..., prompt_cache_hit_tokens: _Optional[int] = ...) -> None: ...
+    def __init__(self, sequences: _Optional[_Iterable[_Union[SampledSequence, _Mapping]]] = ..., prompt_logprobs: _Optional[bytes] = ..., topk_prompt_logprobs: _Optional[_Union[TopkLogprobs, _Mapping]] = ..., prompt_cache_hit_tokens: _Optional[int] = ..., target_prompt_logprobs: _Optional[_Union[Tensor, _Mapping]] = ..., prompt_alt_tokens: _Optional[_Union[PromptAltTokens, _Mapping]] = ...) -> None: ...
 
 class SampledSequence(_message.Message):
-    __slots__ = ["logprobs", "stop_reason", "tokens"]
+    __slots__ = ["logprobs", "stop_reason", "tokens", "topk_sampled_logprobs"]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     STOP_REASON_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOPK_SAMPLED_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     logprobs: bytes
     stop_reason: StopReason
     tokens: bytes
-    def __init__(self, stop_reason: _Optional[_Union[StopReason, str]] = ..., tokens: _Optional[bytes] = ..., logprobs: _Optional[bytes] = ...) -> None: ...
+    topk_sampled_logprobs: TopkLogprobs
+    def __init__(self, stop_reason: _Optional[_Union[StopReason, str]] = ..., tokens: _Optional[bytes] = ..., logprobs: _Optional[bytes] = ..., topk_sampled_logprobs: _Optional[_Union[TopkLogprobs, _Mapping]] = ...) -> None: ...
 
 class SparseCsr(_message.Message):
     __slots__ = ["col_indices", "crow_indices", "values"]

@@ -36,8 +36,10 @@ async def create_model(body: CreateModel, server: Server) -> UntypedFuture:
         lora = LoraConfig(**body.lora_config.model_dump())
         request = CreateAdapter(model_id, lora, name)
         validate(request, server.engine.limits)
-        with session.holding(Model(model_id, session.session_id, name, lora, body.user_metadata)):
+        model = Model(model_id, session.session_id, name, lora, body.user_metadata)
+        with session.holding(model):
             await server.ask(request)
+        server.recorder.made(model)
         return json_reply({"model_id": model_id, "type": "create_model"})
 
     return server.start("create_model", model_id, create, model_id=model_id)
@@ -55,6 +57,8 @@ async def get_info(body: ModelAddress, server: Server) -> ModelInfo:
 @router.post("/unload_model", summary="Free an adapter")
 async def unload_model(body: ModelAddress, server: Server) -> UntypedFuture:
     """Snapshots taken of it live on."""
+    if not server.futures.knows("unload_model", body.model_id):  # the same request once more finds no model
+        server.sessions.model(body.model_id)
 
     async def unload() -> Reply:
         model = server.sessions.model(body.model_id)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
+
 from fastapi import APIRouter, Request
 
 from txlab.server.state import Server
-from txlab.server.wire.service import Capabilities, ClientConfig, DynamicConfig, SupportedModel
+from txlab.server.wire.service import Capabilities, ClientConfig, DynamicConfig, SupportedModel, config
 
 router = APIRouter(tags=["service"])
 
@@ -17,15 +19,24 @@ async def healthz() -> dict[str, str]:
 
 
 @router.post("/client/config", summary="Flags that a client reads once")
-async def client_config() -> ClientConfig:
+async def client_config(request: Request, server: Server) -> ClientConfig:
     """Without this route no client can be made."""
-    return ClientConfig()
+    chosen = {"pjwt_auth_enabled": server.settings.jwt, "proto_compress_fwdbwd": _is_remote(request)}
+    return config(ClientConfig, {**chosen, **server.settings.flags})
+
+
+def _is_remote(request: Request) -> bool:
+    """Whether the client is known to be on another machine."""
+    try:
+        return request.client is not None and not ip_address(request.client.host).is_loopback
+    except ValueError:  # no address: a client within this process
+        return False
 
 
 @router.post("/client/dynamic_config", summary="Flags that a client reads again and again")
-async def dynamic_config() -> DynamicConfig:
-    """Nothing changes here."""
-    return DynamicConfig()
+async def dynamic_config(server: Server) -> DynamicConfig:
+    """The same as long as the server runs."""
+    return config(DynamicConfig, server.settings.flags)
 
 
 @router.post("/telemetry", summary="Accept a client's events and drop them")

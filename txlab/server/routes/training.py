@@ -6,17 +6,18 @@ its seq_id is used up, so that the requests behind it run.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import zstandard
 from fastapi import APIRouter, Request
 from pydantic import TypeAdapter, ValidationError
 
+from txlab.engine.losses import Losses
 from txlab.engine.requests import (
     AdamParams,
     ForwardBackward,
     ForwardBackwardResult,
-    Limits,
     OptimStep,
     OptimStepResult,
     RequestError,
@@ -25,14 +26,19 @@ from txlab.engine.validation import validate
 from txlab.server.errors import ApiError, explain
 from txlab.server.futures import Reply, json_reply, proto_reply
 from txlab.server.proto import encode_pass, parse_pass, to_forward_backward
+from txlab.server.sessions import session_of
 from txlab.server.state import Server
 from txlab.server.wire.base import finite
 from txlab.server.wire.futures import UntypedFuture
 from txlab.server.wire.training import OptimStepBody
 
+if TYPE_CHECKING:
+    from txlab.engine.engine import Engine
+
 router = APIRouter(tags=["training"])
 
 ADAM = TypeAdapter(AdamParams)
+LOSS_ID = ":loss:"  # between a session's id and the number of its uploaded loss
 MAX_BODY = 256 * 2**20  # bytes of a decompressed body; the SDK sends chunks of 5 MB
 PROTOBUF_BODY: dict[str, Any] = {
     "requestBody": {
@@ -48,7 +54,7 @@ async def forward_backward(request: Request, server: Server) -> UntypedFuture:
     body = await request.body()
     zstd = request.headers.get("content-encoding") == "zstd"
     size = len(body) * (10 if zstd else 1)
-    model_id, seq_id, work = await server.convert(size, _decode, body, zstd, server.engine.limits)
+    model_id, seq_id, work = await server.convert(size, _decode, body, zstd, server.engine)
     server.sessions.model(model_id)
 
     async def run() -> Reply:
@@ -63,15 +69,29 @@ async def forward_backward(request: Request, server: Server) -> UntypedFuture:
     return server.start("training", (model_id, seq_id), run, model_id=model_id)
 
 
-def _decode(body: bytes, zstd: bool, limits: Limits) -> tuple[str, int, ForwardBackward | Exception]:
+def _decode(body: bytes, zstd: bool, engine: Engine) -> tuple[str, int, ForwardBackward | Exception]:
     """Read a body: whose request it is, its place, and the request or why it is refused."""
     message = parse_pass(_decompress(body) if zstd else body)
     try:
-        request = to_forward_backward(message)
-        validate(request, limits)
+        request = _resolve_loss(to_forward_backward(message), engine.losses)
+        validate(request, engine.limits, engine.losses)
     except Exception as error:
         return message.model_id, message.seq_id, error
     return message.model_id, message.seq_id, request
+
+
+def _resolve_loss(request: ForwardBackward, losses: Losses) -> ForwardBackward:
+    """Put the id of an uploaded loss in the place of ``custom``; RequestError unless it is this session's own."""
+    if request.loss != "custom":
+        if LOSS_ID in request.loss:
+            raise RequestError(f"loss_fn {request.loss!r} is a loss_id: name it in loss_fn_config of loss_fn 'custom'")
+        return request
+    loss_id = request.loss_config.get("loss_id")
+    if set(request.loss_config) != {"loss_id"} or not isinstance(loss_id, str):
+        raise RequestError("loss_fn 'custom' takes loss_fn_config {'loss_id': text} of create_custom_loss, alone")
+    if not loss_id.startswith(session_of(request.model_id) + LOSS_ID) or losses.get(loss_id) is None:
+        raise RequestError(f"loss_id {loss_id!r} is unknown in this session: create the loss with create_custom_loss")
+    return replace(request, loss=loss_id, loss_config={})
 
 
 def _decompress(body: bytes) -> bytes:

@@ -5,21 +5,39 @@ The engine hands over copies in host memory; worker threads bring them to the di
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
-from txlab.engine.requests import ExportAdapter, ImportAdapter, RequestError, TakeSnapshot
+from txlab.engine.requests import (
+    DropSnapshot,
+    ExportAdapter,
+    ImportAdapter,
+    RequestError,
+    SkipSeq,
+    TakeSnapshot,
+)
 from txlab.engine.validation import validate
+from txlab.lora.peft import peft_files
 from txlab.lora.state import AdapterState
 from txlab.server.errors import ApiError
 from txlab.server.futures import Reply, json_reply
+from txlab.server.routes.checkpoints import NOT_FOUND, sweep_expired
 from txlab.server.routes.models import check_optimizer
 from txlab.server.sessions import Model, Sampler
 from txlab.server.state import Server, ServerState
 from txlab.server.wire.futures import UntypedFuture
-from txlab.server.wire.weights import LoadWeights, SaveWeights, SaveWeightsForSampler, WeightsInfo, WeightsPath
-from txlab.store.checkpoints import Address, Kind
+from txlab.server.wire.weights import (
+    LoadWeights,
+    SaveWeights,
+    SaveWeightsExternal,
+    SaveWeightsForSampler,
+    WeightsInfo,
+    WeightsPath,
+)
+from txlab.store.checkpoint_info import Address, CheckpointInfo, Kind
+from txlab.store.checkpoints import Checkpoints
+from txlab.store.encryption import encrypt_files
 
-router = APIRouter(tags=["weights"])
+router = APIRouter(tags=["weights"], dependencies=[Depends(sweep_expired)])
 
 
 @router.post("/save_weights", summary="Write a checkpoint to train on from")
@@ -50,10 +68,7 @@ async def _write(
     server: ServerState, body: SaveWeights | SaveWeightsForSampler, name: str, kind: Kind, overwrite: bool = False
 ) -> Reply:
     """Copy the adapter when it is this request's turn, and bring the copy to the disk."""
-    with server.turn(body.model_id, body.seq_id):
-        address = Address(body.model_id, kind, name)
-    state = await server.ask(ExportAdapter(body.model_id, body.seq_id, optimizer=kind == "weights"))
-    assert isinstance(state, AdapterState)
+    address, state = await _export(server, body, name, kind)
     info = await server.in_worker(
         server.checkpoints.write,
         address,
@@ -63,7 +78,44 @@ async def _write(
         overwrite=overwrite,
         user_metadata=body.user_metadata,
     )
+    return _written(server, info)
+
+
+async def _export(
+    server: ServerState, body: SaveWeights | SaveWeightsForSampler | SaveWeightsExternal, name: str, kind: Kind
+) -> tuple[Address, AdapterState]:
+    with server.turn(body.model_id, body.seq_id):
+        address = Address(body.model_id, kind, name)
+    state = await server.ask(ExportAdapter(body.model_id, body.seq_id, optimizer=kind == "weights"))
+    assert isinstance(state, AdapterState)
+    return address, state
+
+
+def _written(server: ServerState, info: CheckpointInfo) -> Reply:
+    server.recorder.audit("checkpoint_written", tinker_path=info.path)
     return json_reply({"path": info.path})
+
+
+@router.post("/save_weights_external", summary="Write the adapter as other programs read it")
+async def save_weights_external(body: SaveWeightsExternal, server: Server) -> UntypedFuture:
+    """PEFT's files, which `peft.PeftModel.from_pretrained` loads; ask for links to them by external_weights_urls."""
+    server.sessions.model(body.model_id)
+
+    async def save() -> Reply:
+        address, state = await _export(server, body, body.path, "external_weights")
+        name = server.engine.base.name
+        return _written(server, await server.in_worker(_write_external, server.checkpoints, address, state, name, body))
+
+    return server.start("training", (body.model_id, body.seq_id), save, model_id=body.model_id)
+
+
+def _write_external(
+    checkpoints: Checkpoints, address: Address, state: AdapterState, base_model: str, body: SaveWeightsExternal
+) -> CheckpointInfo:
+    files = peft_files(state, base_model)
+    if body.age_encryption_recipients:
+        files = encrypt_files(files, body.age_encryption_recipients)
+    return checkpoints.write_external(address, files, state, base_model=base_model, ttl_seconds=body.ttl_seconds)
 
 
 async def _take_snapshot(server: ServerState, model: Model, body: SaveWeightsForSampler) -> Reply:
@@ -72,9 +124,20 @@ async def _take_snapshot(server: ServerState, model: Model, body: SaveWeightsFor
             raise RequestError("expected path (a name) or sampling_session_seq_id")
         session = server.sessions.get(model.session_id)
         sampler_id = session.sampler_id(body.sampling_session_seq_id)
+    if session.makes(sampler_id):  # the same save under another seq_id
+        server.tell(SkipSeq(body.model_id, body.seq_id))
+
+    async def make() -> Sampler:
         sampler = Sampler(sampler_id, session.session_id, snapshot_id=sampler_id)
-    with session.holding(sampler):
-        await server.ask(TakeSnapshot(body.model_id, body.seq_id, sampler_id))
+        with session.holding(sampler):
+            await server.ask(TakeSnapshot(body.model_id, body.seq_id, sampler_id))
+        if body.kind == "inflight":
+            for snapshot_id in session.publish(sampler, body.model_id):
+                server.tell(DropSnapshot(snapshot_id))
+        server.recorder.made(sampler, body.model_id)
+        return sampler
+
+    await session.make(sampler_id, make)
     return json_reply({"sampling_session_id": sampler_id, "type": "save_weights_for_sampler"})
 
 
@@ -102,8 +165,10 @@ def _create_from_checkpoint(
         request = ImportAdapter(model_id, 0, state, name)
         validate(request, server.engine.limits)
         server.sessions.get(session_id)
-        with session.holding(Model(model_id, session_id, name, state.lora, body.user_metadata)):
+        model = Model(model_id, session_id, name, state.lora, body.user_metadata)
+        with session.holding(model):
             await server.ask(request)
+        server.recorder.made(model)
         return json_reply({"path": body.path, "model_id": model_id, "type": "load_weights"})
 
     return server.start("create_model", model_id, create, model_id=model_id)
@@ -130,10 +195,11 @@ async def _read(server: ServerState, body: LoadWeights) -> AdapterState:
     state, _ = await server.in_worker(
         server.checkpoints.read, body.path, base_model=server.engine.base.name, optimizer=body.optimizer
     )
+    server.recorder.audit("checkpoint_read", tinker_path=body.path)
     return state
 
 
-@router.post("/weights_info", summary="Describe a checkpoint")
+@router.post("/weights_info", summary="Describe a checkpoint", responses={**NOT_FOUND})
 async def weights_info(body: WeightsPath, server: Server) -> WeightsInfo:
     """What a client needs to know before it loads one."""
     info = await server.in_worker(server.checkpoints.info, body.tinker_path)

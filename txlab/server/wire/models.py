@@ -53,6 +53,7 @@ class ModelInfo(WireModel):
 
     model_id: str
     model_data: ModelData
+    optimizer_config: OptimizerConfig = OptimizerConfig()
     model_name: str
     is_lora: bool = True
     lora_rank: int

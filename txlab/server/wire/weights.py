@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from txlab.server.wire.base import SeqId, WireModel
 from txlab.server.wire.models import OptimizerConfig
@@ -31,6 +33,18 @@ class SaveWeightsForSampler(WireModel):
     user_metadata: dict[str, Any] | None = None
 
 
+class SaveWeightsExternal(WireModel):
+    """Write the adapter in PEFT's format; ``path`` is its name."""
+
+    model_id: str
+    seq_id: SeqId
+    path: Annotated[str, Field(description="The name of the export, without slashes.")]
+    ttl_seconds: Annotated[int | None, Field(description="1 hour to 10 years; null: for ever.")] = None
+    age_encryption_recipients: Annotated[
+        list[str] | None, Field(description="Public keys that every file is encrypted to, `age1…` or `ssh-…`.")
+    ] = None
+
+
 class LoadWeights(WireModel):
     """Load into a new model (``session_id``, ``model_seq_id``) or into an old one (``model_id``, ``seq_id``)."""
 
@@ -43,6 +57,7 @@ class LoadWeights(WireModel):
     base_model: str | None = None
     optimizer_config: OptimizerConfig = OptimizerConfig()
     user_metadata: dict[str, Any] | None = None
+    weights_access_token: Annotated[str | None, Field(description="Accepted; a server has one owner.")] = None
 
 
 class WeightsPath(WireModel):

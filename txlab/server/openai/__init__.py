@@ -1,0 +1,1 @@
+"""The same engine behind OpenAI's API: models, completions and chat completions."""
