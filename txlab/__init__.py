@@ -12,14 +12,16 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from txlab.config import Settings
+    from txlab.engine.user_losses import LossError
     from txlab.notebook.errors import TxlabError
     from txlab.notebook.lab import Lab, serve
     from txlab.notebook.loops import allow_asyncio_run
 
-__all__ = ["Lab", "Settings", "TxlabError", "allow_asyncio_run", "serve"]
+__all__ = ["Lab", "LossError", "Settings", "TxlabError", "allow_asyncio_run", "serve"]
 
 _HOMES = {
     "Lab": "txlab.notebook.lab",
+    "LossError": "txlab.engine.user_losses",
     "Settings": "txlab.config",
     "TxlabError": "txlab.notebook.errors",
     "allow_asyncio_run": "txlab.notebook.loops",

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+import txlab
 from txlab.config import ModelSettings, ServerSettings, Settings
 from txlab.notebook.errors import TxlabError
 from txlab.notebook.lab import Lab, environment, serve
@@ -108,3 +109,71 @@ def test_environment_keeps_what_others_changed(monkeypatch: pytest.MonkeyPatch) 
     with environment({"TINKER_BASE_URL": "http://ours"}):
         monkeypatch.setenv("TINKER_BASE_URL", "http://the-users")
     assert os.environ["TINKER_BASE_URL"] == "http://the-users"
+
+
+def test_a_registered_loss_is_any_clients_loss(lab: Lab) -> None:
+    """Length-normalised SFT of the user's own, against the weights of cross_entropy that say the same."""
+    import jax.numpy as jnp
+    import tinker
+    from tinker import types
+
+    def normalised(logprobs, inputs, power):
+        length = inputs["mask"].sum()
+        return -(logprobs * inputs["mask"]).sum() / length**power, {"length": length}
+
+    def datum(n: int, **inputs: list[float]) -> types.Datum:
+        tokens = list(range(5, 6 + n))
+        return types.Datum(types.ModelInput.from_ints(tokens[:-1]), {"target_tokens": tokens[1:], **inputs})
+
+    with pytest.raises(txlab.LossError, match="depends on padding"):
+        lab.register_loss("normalised", lambda logprobs, inputs: -jnp.mean(logprobs))
+    lab.register_loss("normalised", normalised, options={"power": 1.0})
+    service = tinker.ServiceClient()
+    losses, norms = [], []
+    for data, *loss in (
+        ([datum(4), datum(9)], "normalised", {"power": 1.0}),
+        ([datum(4, weights=[1 / 4] * 4), datum(9, weights=[1 / 9] * 9)], "cross_entropy"),
+    ):
+        client = service.create_lora_training_client(base_model=lab.model, rank=4, seed=1).result()
+        output = client.forward_backward(data, *loss).result(timeout=120)
+        losses.append(output.metrics["loss:sum"])
+        norms.append(client.optim_step(types.AdamParams()).result(timeout=60).metrics["grad_norm"])
+        if len(loss) == 2:
+            assert output.metrics["length:mean"] == 6.5
+            with pytest.raises(tinker.RequestFailedError, match=r"this server has .*gspo, normalised"):
+                client.forward_backward(data, "no_such_loss").result(timeout=60)
+    service.close("success").result(timeout=20)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    lab.stop()
+    with pytest.raises(TxlabError, match="stopped"):
+        lab.register_loss("normalised", normalised, options={"power": 1.0})
+
+
+def test_adapters_leave_and_come_back_as_peft_folders(lab: Lab, tmp_path: Path) -> None:
+    import tinker
+    from tinker import types
+
+    service = tinker.ServiceClient()
+    client = service.create_lora_training_client(base_model=lab.model, rank=4, seed=1).result()
+    data = [types.Datum(types.ModelInput.from_ints([5, 6, 7]), {"target_tokens": [6, 7, 8], "weights": [1.0] * 3})]
+    client.forward_backward(data, "cross_entropy")
+    client.optim_step(types.AdamParams(learning_rate=0.01))
+    learned = client.forward(data, "cross_entropy").result(timeout=120).metrics["loss:sum"]
+    path = client.save_weights_for_sampler("x").result(timeout=60).path
+    folder = lab.export_peft(path, tmp_path / "adapter")
+    assert sorted(file.name for file in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    external = client.save_weights_external("x").result(timeout=60).path
+    assert lab.export_peft(external, tmp_path / "again").joinpath("adapter_config.json").exists()
+    again = service.create_training_client_from_state(lab.import_peft(folder, "mine")).result()
+    assert again.forward(data, "cross_entropy").result(timeout=120).metrics["loss:sum"] == pytest.approx(learned)
+    service.close("success").result(timeout=20)
+    for wrong, message in (
+        (lambda: lab.import_peft(folder, "mine"), "exists: choose another name"),
+        (lambda: lab.import_peft(tmp_path, "other"), "is no PEFT adapter"),
+        (lambda: lab.export_peft("tinker://a/weights/b", folder), "does not exist"),
+        (lambda: lab.export_peft("b", folder), "is no checkpoint path"),
+        (lambda: lab.export_peft(path, folder / "adapter_config.json"), "exists"),
+    ):
+        with pytest.raises(TxlabError, match=message):
+            wrong()

@@ -6,7 +6,7 @@ import atexit
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from html import escape
@@ -23,6 +23,8 @@ from txlab.notebook.loops import choose_loop
 from txlab.notebook.text import render_table
 
 if TYPE_CHECKING:
+    from txlab.engine.engine import Engine
+    from txlab.engine.user_losses import UserFunction
     from txlab.models.base import BaseModel
 
 
@@ -43,6 +45,7 @@ class Lab:
         self._log = LogBuffer()
         self._bus = EventBus()
         self._base: BaseModel | None = None
+        self._engine: Engine | None = None
         self._board: Board | None = None
         self._started = 0.0
         self._stack = ExitStack()
@@ -84,11 +87,13 @@ class Lab:
         """Start the engine of the loaded model and the API over it."""
         from txlab.engine.engine import Engine
         from txlab.server.app import create_app
-        from txlab.store.checkpoints import Checkpoints
+        from txlab.store.store import Store
 
         assert self._base is not None
-        engine = Engine(self._base, self.settings.engine, self._bus)
-        app = create_app(engine, Checkpoints(self.settings.store.root), server)
+        self._engine = engine = Engine(self._base, self.settings.engine, self._bus)
+        store = Store(self.settings.store.root)
+        stack.callback(store.close)  # after the server, which records how its sessions end
+        app = create_app(engine, store, server)
         host = Host(app, listener, self.loop, before_stop=app.state.server.close)
         host.start()
         stack.callback(host.stop)
@@ -98,9 +103,108 @@ class Lab:
     def _forget(self) -> None:
         if self._board is not None:
             self._board.close()
-        self._base = None
+        self._base = self._engine = None
         Lab.current = None
         atexit.unregister(self.stop)
+
+    # --------------------------------------------------------------------------------- losses
+
+    def register_loss(
+        self,
+        name: str,
+        function: UserFunction,
+        *,
+        inputs: Sequence[str] = (),
+        optional: Mapping[str, float] | None = None,
+        options: Mapping[str, float] | None = None,
+    ) -> None:
+        """Make a JAX function a loss that every client of this lab can name: ``forward_backward(data, name)``.
+
+        It becomes part of the one program that runs model, loss and gradient, where ``forward_backward_custom``
+        needs two passes and a way to the client and back. The same name again replaces the function; requests that
+        wait get the new one. It is there until the lab stops.
+
+        ``function(logprobs, inputs, **options)`` gets one datum:
+
+        * ``logprobs`` (T,) float32, of the datum's target tokens under the adapter that trains;
+        * ``inputs``, a dict of (T,) float32 arrays of those names, and ``mask``: 1 at tokens, 0 in the padding to
+          the width T (or what a datum brings as ``mask``). Everything else is 0 in padding;
+        * its options as float32 scalars, by keyword.
+
+        It returns the datum's loss: a scalar, in which ``inputs["mask"]`` must keep padding out, or one value per
+        token (T,), of which tokens alone count. Or that and a dict of scalar metrics: ``name`` or ``name:mean`` is
+        averaged over datums, ``name:sum`` summed. As ever, losses of datums are summed, and so are gradients.
+
+        Args:
+            name: what clients give as ``loss_fn``.
+            function: pure, of ``jax.numpy``.
+            inputs: names that every datum must have in ``loss_fn_inputs`` beside ``target_tokens``.
+            optional: names that it may have, with the value at every token where it does not.
+            options: names that ``loss_fn_config`` may set, with their defaults.
+
+        Raises:
+            LossError: a ValueError that says what is wrong with the function; it was traced, and its value and
+                gradient tried on a small sample, alone and padded.
+            TxlabError: the lab is stopped.
+
+        Example:
+            A policy gradient with a penalty on the distance to the sampling policy, normalised by length::
+
+                def leashed(logprobs, inputs, beta):
+                    mask = inputs["mask"]
+                    distance = logprobs - inputs["logprobs"]
+                    loss = -jnp.exp(distance) * inputs["advantages"] + beta * distance**2
+                    length = mask.sum()
+                    return (loss * mask).sum() / length, {"distance": (distance * mask).sum() / length}
+
+                lab.register_loss("leashed", leashed, inputs=("logprobs", "advantages"), options={"beta": 0.1})
+                client.forward_backward(data, "leashed", {"beta": 0.05}).result().metrics["distance:mean"]
+        """
+        from txlab.engine.user_losses import user_loss
+
+        if self._engine is None:
+            raise TxlabError("This lab is stopped. Start it with %txserve or txlab.serve().")
+        self._engine.losses.add(user_loss(name, function, inputs, optional, options))
+
+    # ------------------------------------------------------------------------------------ PEFT
+
+    def export_peft(self, path: str, folder: str | Path) -> Path:
+        """Write a checkpoint as a PEFT adapter, and return its folder: ``PeftModel.from_pretrained`` loads it.
+
+        ``path`` is a ``tinker://`` path of any kind. An adapter that lies in ``folder`` already is replaced.
+        Raises TxlabError where there is no such checkpoint, or the folder cannot be written.
+        """
+        from txlab.store.checkpoints import CheckpointError, Checkpoints
+
+        folder = Path(folder).expanduser()
+        try:
+            files = Checkpoints(self.settings.store.root).peft_files(path)
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, data in files.items():
+                (folder / name).write_bytes(data)
+        except (CheckpointError, OSError) as error:
+            raise TxlabError(str(error)) from None
+        return folder
+
+    def import_peft(self, folder: str | Path, name: str) -> str:
+        """Read a PEFT adapter of this lab's model into a checkpoint, and return its path.
+
+        ``create_training_client_from_state`` trains on from it, ``create_sampling_client`` samples with it.
+        Raises TxlabError where the lab is stopped, the name is taken, or the adapter is none that this lab can hold:
+        plain LoRA on all projections of the attention, of the MLP or of the output.
+        """
+        from txlab.lora.peft import PeftError, from_peft
+        from txlab.store.checkpoint_info import Address
+        from txlab.store.checkpoints import CheckpointError, Checkpoints
+
+        if self._base is None:
+            raise TxlabError("This lab is stopped. Start it with %txserve or txlab.serve().")
+        try:
+            state = from_peft(Path(folder).expanduser(), self._base.config)
+            address = Address("peft", "weights", name)
+            return Checkpoints(self.settings.store.root).write(address, state, base_model=self._base.name).path
+        except (CheckpointError, PeftError) as error:
+            raise TxlabError(str(error)) from None
 
     # -------------------------------------------------------------------------------- looking
 
