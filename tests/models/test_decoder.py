@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers import processors
 
 from tests.models.compute import full_logits, greedy
 from tests.models.golden import make_golden as golden
@@ -79,6 +80,8 @@ def test_smollm2_answers_a_question(smollm2):
 def test_smollm2_golden_is_what_transformers_says(smollm2, smollm2_golden):
     pytest.importorskip("torch")
     model, tokenizer = golden.smollm2_reference()
+    if tokenizer("")["input_ids"]:  # transformers 5.5, which the cookbook asks for, puts a token of its own in front
+        tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     text, story = tokenizer(golden.TEXT)["input_ids"], tokenizer(golden.STORY)["input_ids"]
     logits = golden.reference_logits(model, np.asarray([text]))
     assert golden.perplexity(logits, text) == pytest.approx(smollm2_golden["perplexity"], rel=1e-4)

@@ -108,7 +108,7 @@ def resolve(name: str, settings: ModelSettings) -> Source:
 
 
 def _local(name: str, settings: ModelSettings) -> Path:
-    path = Path(name).expanduser()
+    path = Path(name).expanduser().absolute()  # clients look for the tokenizer from folders of their own
     if path.is_file() and path.suffix == ".gguf":
         return path
     if not path.is_dir():
