@@ -50,7 +50,7 @@ def losses() -> dict[str, tuple[Callable, dict[str, tuple[int, Any]]]]:
         "shaped": (shaped, rank1 | {"mask": (1, MASK)}),
         "mixture": (
             mixture,
-            {"logprobs": (2, table), "targets": (2, [[0.2, 0.3, 0.5], [0.6, 0.2, 0.2], [0.1, 0.1, 0.8]])},
+            {"logprobs": (2, table), "targets": (2, targets)},
         ),
     }
 
