@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from txlab.server.recording import as_texts
-from txlab.server.wire.base import WireModel
+from txlab.server.wire.base import CHECKPOINT, WireModel, example
 from txlab.server.wire.paging import Cursor
 from txlab.store.checkpoint_info import CheckpointInfo, Kind
 
@@ -64,6 +64,8 @@ class CheckpointPage(WireModel):
 class SetTtl(WireModel):
     """When a checkpoint expires, counted from now."""
 
+    model_config = example(ttl_seconds=604800)
+
     ttl_seconds: Ttl
 
 
@@ -76,6 +78,8 @@ class ExternalUrls(WireModel):
 
 class CopyWeights(WireModel):
     """Copy a checkpoint into a project, or into a session as a run of its own."""
+
+    model_config = example(source_path=CHECKPOINT, destination_project_id="tutorials")
 
     source_path: Annotated[str, Field(description="A `tinker://` path of any kind.")]
     destination_project_id: Annotated[str | None, Field(description="Project of the copy's new session.")] = None

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from txlab.server.wire.base import WireModel
+from txlab.server.wire.base import SAMPLER, WireModel, example
 
 
 class UntypedFuture(WireModel):
@@ -20,6 +20,8 @@ class UntypedFuture(WireModel):
 class RetrieveFuture(WireModel):
     """Ask for a result."""
 
+    model_config = example(request_id="asample-1f0c3a5e7d92b846", allow_metadata_only=True)
+
     request_id: str
     allow_metadata_only: Annotated[
         bool, Field(description="Of a large result, its size may be answered: the client asks again when it has room.")
@@ -28,6 +30,8 @@ class RetrieveFuture(WireModel):
 
 class CancelFuture(WireModel):
     """Stop a request whose result nobody waits for any more."""
+
+    model_config = example(request_id="asample-1f0c3a5e7d92b846")
 
     request_id: str
 
@@ -44,6 +48,12 @@ class SamplingTarget(WireModel):
 
 class RetrieveFutures(WireModel):
     """Ask which requests of one client have ended."""
+
+    model_config = example(
+        target={"type": "sampling_session", "sampling_session_id": SAMPLER, "cloned_sampler_id": 0},
+        prev_cursor=0,
+        timeout=30,
+    )
 
     target: SamplingTarget
     prev_cursor: Annotated[

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from txlab.server.wire.base import WireModel
+from txlab.server.wire.base import SESSION, WireModel, example
 
 
 class LossInput(WireModel):
@@ -41,6 +41,27 @@ class LossGraph(WireModel):
 
 class CreateCustomLoss(WireModel):
     """A loss of its session's own."""
+
+    model_config = example(
+        session_id=SESSION,
+        custom_loss_seq_id=0,
+        name="negative_log_likelihood",
+        inputs=[{"name": "logprobs", "rank": 1}],
+        graph={
+            "format": 1,
+            "nodes": [
+                {"op": "placeholder", "name": "logprobs", "target": "logprobs"},
+                {"op": "call_method", "name": "sum_1", "target": "sum", "args": [{"ref": "logprobs"}]},
+                {"op": "call_function", "name": "neg", "target": "operator.neg", "args": [{"ref": "sum_1"}]},
+                {
+                    "op": "output",
+                    "name": "output",
+                    "target": "output",
+                    "args": [{"tuple": [{"ref": "neg"}, {"dict": {}}]}],
+                },
+            ],
+        },
+    )
 
     session_id: Annotated[str, Field(description="The session that may use it, and that it ends with.")]
     custom_loss_seq_id: Annotated[int, Field(ge=0, description="Its number in the session: a retry has the same one.")]

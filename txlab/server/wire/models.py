@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from txlab.server.wire.base import WireModel
+from txlab.server.wire.base import BASE_MODEL, MODEL, SESSION, WireModel, example
 
 
 class LoraConfigBody(WireModel):
@@ -26,6 +26,14 @@ class OptimizerConfig(WireModel):
 class CreateModel(WireModel):
     """A fresh adapter."""
 
+    model_config = example(
+        session_id=SESSION,
+        model_seq_id=0,
+        base_model=BASE_MODEL,
+        lora_config={"rank": 32, "seed": 1},
+        user_metadata={"name": "piglatin"},
+    )
+
     session_id: str
     model_seq_id: int
     base_model: str
@@ -36,6 +44,8 @@ class CreateModel(WireModel):
 
 class ModelAddress(WireModel):
     """Body of get_info and unload_model."""
+
+    model_config = example(model_id=MODEL)
 
     model_id: str
 

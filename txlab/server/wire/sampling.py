@@ -6,11 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StrictInt, StrictStr
 
-from txlab.server.wire.base import WireModel
+from txlab.server.wire.base import CHECKPOINT, SAMPLER, SESSION, WireModel, example
 
 
 class CreateSamplingSession(WireModel):
     """Sample from the base model, or from a checkpoint."""
+
+    model_config = example(session_id=SESSION, sampling_session_seq_id=0, model_path=CHECKPOINT)
 
     session_id: str
     sampling_session_seq_id: int
@@ -26,6 +28,8 @@ class SamplingSession(WireModel):
 
 class JoinSamplingSession(WireModel):
     """A client that has got the handle of a sampler asks for a number of its own."""
+
+    model_config = example(sampling_session_id=SAMPLER)
 
     sampling_session_id: str
 
@@ -88,6 +92,14 @@ class TargetTokens(WireModel):
 
 class SampleBody(WireModel):
     """Continue a prompt, and score it."""
+
+    model_config = example(
+        sampling_session_id=SAMPLER,
+        seq_id=0,
+        prompt={"chunks": [{"type": "encoded_text", "tokens": [504, 3575, 282, 4649, 314]}]},
+        sampling_params={"max_tokens": 16, "temperature": 0.7, "seed": 1, "stop": ["\n"]},
+        num_samples=4,
+    )
 
     sampling_session_id: Annotated[str | None, Field(description="The sampler to draw with.")] = None
     seq_id: Annotated[

@@ -8,11 +8,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, Field
 
-from txlab.server.wire.base import WireModel
+from txlab.server.wire.base import SESSION, WireModel, example
 
 
 class CreateSession(WireModel):
     """A client program begins."""
+
+    model_config = example(
+        tags=["tutorial"], user_metadata={"run": "piglatin"}, display_name="Pig Latin", sdk_version="0.38.0"
+    )
 
     tags: Annotated[list[str], Field(description="Words to find it by; from `TINKER_TAGS`.")] = []
     user_metadata: Annotated[dict[str, Any] | None, Field(description="What the user keeps with it.")] = None
@@ -30,6 +34,8 @@ class SessionCreated(WireModel):
 class SessionHeartbeat(WireModel):
     """A client program lives."""
 
+    model_config = example(session_id=SESSION)
+
     session_id: str
 
 
@@ -42,12 +48,16 @@ class FinishReason(WireModel):
 class FinishSession(WireModel):
     """A client program ends."""
 
+    model_config = example(reason={"type": "success"}, detail="done")
+
     reason: FinishReason = FinishReason()
     detail: str | None = None
 
 
 class AssignProject(WireModel):
     """Another project for a session."""
+
+    model_config = example(project_id="tutorials")
 
     project_id: Annotated[str, Field(min_length=1, description="A new name makes a new project.")]
 
@@ -110,6 +120,8 @@ class SearchCursor(WireModel):
 
 class SearchSessions(WireModel):
     """What to find."""
+
+    model_config = example(display_name="pig", statuses=[{"type": "active"}], limit=20)
 
     session_id: Annotated[str | None, Field(description="Exact; with `display_name`, either suffices.")] = None
     project_ids: Annotated[list[str] | None, Field(description="Null searches all projects.")] = None

@@ -6,12 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from txlab.server.wire.base import SeqId, WireModel
+from txlab.server.wire.base import CHECKPOINT, MODEL, SESSION, SeqId, WireModel, example
 from txlab.server.wire.models import OptimizerConfig
 
 
 class SaveWeights(WireModel):
     """Write a checkpoint to train on from; ``path`` is its name."""
+
+    model_config = example(model_id=MODEL, seq_id=3, path="step-100", ttl_seconds=604800, overwrite=False)
 
     model_id: str
     seq_id: SeqId
@@ -23,6 +25,8 @@ class SaveWeights(WireModel):
 
 class SaveWeightsForSampler(WireModel):
     """Write a checkpoint to sample from, or without ``path`` freeze the weights in memory."""
+
+    model_config = example(model_id=MODEL, seq_id=4, sampling_session_seq_id=0, kind="snapshot")
 
     model_id: str
     seq_id: SeqId
@@ -36,6 +40,8 @@ class SaveWeightsForSampler(WireModel):
 class SaveWeightsExternal(WireModel):
     """Write the adapter in PEFT's format; ``path`` is its name."""
 
+    model_config = example(model_id=MODEL, seq_id=5, path="for-peft")
+
     model_id: str
     seq_id: SeqId
     path: Annotated[str, Field(description="The name of the export, without slashes.")]
@@ -47,6 +53,8 @@ class SaveWeightsExternal(WireModel):
 
 class LoadWeights(WireModel):
     """Load into a new model (``session_id``, ``model_seq_id``) or into an old one (``model_id``, ``seq_id``)."""
+
+    model_config = example(session_id=SESSION, model_seq_id=1, path=CHECKPOINT, optimizer=True)
 
     path: str
     optimizer: bool
@@ -62,6 +70,8 @@ class LoadWeights(WireModel):
 
 class WeightsPath(WireModel):
     """Body of weights_info."""
+
+    model_config = example(tinker_path=CHECKPOINT)
 
     tinker_path: str
 
