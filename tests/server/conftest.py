@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -46,6 +49,16 @@ class Running:
         for client in self.clients:
             with suppress(tinker.TinkerError):
                 client.close("success").result(timeout=20)
+
+    def tinker(self, folder: Path, *arguments: str, fails: bool = False) -> str:
+        """Run the ``tinker`` command line in ``folder``: what it prints. Fails where it does, unless ``fails``."""
+        own = {"TINKER_BASE_URL": self.url, "TINKER_API_KEY": self.key, "HOME": str(folder), "COLUMNS": "250"}
+        line = [sys.executable, "-m", "tinker.cli", *arguments]
+        done = subprocess.run(
+            line, env=os.environ | own, cwd=folder, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert (done.returncode != 0) == fails, done.stdout + done.stderr
+        return done.stderr if fails else done.stdout
 
     def post(self, route: str, body=None, **kwargs) -> httpx.Response:
         headers = {"X-API-Key": self.key} | kwargs.pop("headers", {})

@@ -6,9 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,16 +40,10 @@ def trainer(running: Running, model: Path) -> tinker.TrainingClient:
 
 @pytest.fixture
 def command(running: Running, tmp_path: Path):
-    """Run ``tinker checkpoint …`` and return what it prints. Fails where it does, unless ``fails``."""
+    """Run ``tinker checkpoint …``."""
 
     def run(*arguments: str, fails: bool = False) -> str:
-        own = {"TINKER_BASE_URL": running.url, "TINKER_API_KEY": running.key, "HOME": str(tmp_path), "COLUMNS": "250"}
-        line = [sys.executable, "-m", "tinker.cli", "-f", "json", "checkpoint", *arguments]
-        done = subprocess.run(
-            line, env=os.environ | own, cwd=tmp_path, capture_output=True, text=True, timeout=LONG, check=False
-        )
-        assert (done.returncode != 0) == fails, done.stdout + done.stderr
-        return done.stderr if fails else done.stdout
+        return running.tinker(tmp_path, "-f", "json", "checkpoint", *arguments, fails=fails)
 
     return run
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,21 +14,8 @@ from tests.server.test_runs import step, train
 
 @pytest.fixture
 def tinker(server, tmp_path: Path):
-    """Run the command line against the server; returns what it prints. Fails where it does, unless ``fails``."""
-
-    def run(*arguments: str, fails: bool = False) -> str:
-        environment = os.environ | {
-            "TINKER_BASE_URL": server.url,
-            "TINKER_API_KEY": server.key,
-            "HOME": str(tmp_path),
-            "COLUMNS": "200",
-        }
-        command = [sys.executable, "-m", "tinker.cli", *arguments]
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-        assert (done.returncode != 0) == fails, done.stdout + done.stderr
-        return done.stderr if fails else done.stdout
-
-    return run
+    """Run the command line against the server."""
+    return partial(server.tinker, tmp_path)
 
 
 def test_version_status_and_models(tinker):

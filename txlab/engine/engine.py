@@ -52,6 +52,7 @@ from txlab.lora.adapter import Adapter, to_state
 from txlab.lora.bank import AdapterBank
 from txlab.models.base import BaseModel
 from txlab.models.mesh import replicated
+from txlab.threads import daemon_thread
 
 log = logging.getLogger(__name__)
 
@@ -88,9 +89,7 @@ class Engine:
     def start(self) -> None:
         """Start the engine thread."""
         use_compile_cache(self._settings.compile_cache)
-        self._thread = threading.Thread(target=self._run, name="txlab-engine", daemon=True)
-        for flag in ("pydev_do_not_trace", "is_pydev_daemon_thread"):  # a debugger in the kernel must not freeze it
-            setattr(self._thread, flag, True)
+        self._thread = daemon_thread(self._run, "txlab-engine")
         self._thread.start()
 
     def stop(self) -> None:

@@ -16,7 +16,7 @@ from txlab.notebook.loops import running_kernel
 from txlab.notebook.picture import render_svg
 from txlab.notebook.style import FIT_IN_LAB
 from txlab.notebook.text import render_text
-from txlab.notebook.threads import daemon_thread
+from txlab.threads import daemon_thread
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from txlab.notebook.errors import TxlabError
-from txlab.notebook.threads import daemon_thread
+from txlab.threads import daemon_thread
 
 HEARTBEAT_SECONDS = 0.25
 JOIN_SECONDS = 5.0

@@ -24,6 +24,7 @@ from txlab.server.recording import Recorder
 from txlab.server.sessions import Session, Sessions
 from txlab.server.wire.futures import UntypedFuture
 from txlab.store.store import Store
+from txlab.threads import hide_from_debugger
 
 if TYPE_CHECKING:
     from txlab.engine.engine import Engine
@@ -47,7 +48,7 @@ class ServerState:
         self.futures = FutureTable()
         self.expiry = ExpirySweep(lambda: self.in_worker(self.checkpoints.tidy))
         self.sessions = Sessions(settings.session_seconds, self._release)
-        self._workers = ThreadPoolExecutor(2, "txlab-server", initializer=_hide_from_debugger)
+        self._workers = ThreadPoolExecutor(2, "txlab-server", initializer=_hide_this_thread)
 
     def start(
         self, kind: str, key: Hashable, job: Job, *, ends: CompletionLog | None = None, **fields: Any
@@ -140,10 +141,8 @@ def _settle(answer: asyncio.Future[Result], result: Result | Exception) -> None:
         answer.set_result(result)
 
 
-def _hide_from_debugger() -> None:
-    """Keep this thread running while the notebook's debugger holds the others at a breakpoint."""
-    thread = threading.current_thread()
-    thread.pydev_do_not_trace = thread.is_pydev_daemon_thread = True  # type: ignore[attr-defined]
+def _hide_this_thread() -> None:
+    hide_from_debugger(threading.current_thread())
 
 
 async def _state(request: Request) -> ServerState:

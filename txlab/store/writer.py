@@ -14,6 +14,8 @@ from typing import Any
 from sqlalchemy import Engine, Executable
 from sqlalchemy.exc import SQLAlchemyError
 
+from txlab.threads import daemon_thread
+
 log = logging.getLogger(__name__)
 
 Write = tuple[Executable, Mapping[str, Any]]
@@ -29,9 +31,7 @@ class Writer:
         self._queue: SimpleQueue[Write | threading.Event | None] = SimpleQueue()
         self._lock = threading.Lock()  # nothing is queued behind the end
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="txlab-records", daemon=True)
-        for flag in ("pydev_do_not_trace", "is_pydev_daemon_thread"):  # at a breakpoint the server goes on
-            setattr(self._thread, flag, True)
+        self._thread = daemon_thread(self._run, "txlab-records")
         self._thread.start()
 
     def write(self, statement: Executable, **parameters: Any) -> None:
