@@ -27,6 +27,20 @@ from txlab.store.checkpoints import Checkpoints
 from txlab.store.store import Store
 
 
+# The command line's entry point, left without Python's finalization: there the SDK's daemon threads, killed in the
+# middle of a call into Rust, now and then abort a process that has done all its work.
+TINKER = """
+import os, sys
+from tinker.cli.__main__ import main
+try:
+    main()
+except SystemExit as end:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(end.code if isinstance(end.code, int) else bool(end.code))
+"""
+
+
 @dataclass
 class Running:
     """A server that answers, and what is behind it."""
@@ -53,7 +67,7 @@ class Running:
     def tinker(self, folder: Path, *arguments: str, fails: bool = False) -> str:
         """Run the ``tinker`` command line in ``folder``: what it prints. Fails where it does, unless ``fails``."""
         own = {"TINKER_BASE_URL": self.url, "TINKER_API_KEY": self.key, "HOME": str(folder), "COLUMNS": "250"}
-        line = [sys.executable, "-m", "tinker.cli", *arguments]
+        line = [sys.executable, "-c", TINKER, *arguments]
         done = subprocess.run(
             line, env=os.environ | own, cwd=folder, capture_output=True, text=True, timeout=120, check=False
         )
