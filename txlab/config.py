@@ -39,7 +39,8 @@ class ModelSettings:
 class EngineSettings:
     """How work is cut into device batches."""
 
-    train_tokens: int = 1024  # tokens of one training micro-batch, padding included
+    train_tokens: int | None = None  # of one training micro-batch, padding included; None: what train_bytes hold
+    train_bytes: int = 1 << 30  # activations kept for a backward pass; longer sequences recompute theirs
     sample_rows: int = 32  # sequences that decode together
     decode_steps: int = 8  # tokens per dispatch while decoding
     cache_bytes: int = 2 << 30  # most memory of the KV cache

@@ -115,8 +115,8 @@ def test_padding_reaches_neither_loss_nor_gradient():
     real = np.ones(LP.shape, bool)
     real[:, 5:] = False
     given = np.where(real, -np.abs(LP), 7)
-    assert not apply(loss, given, {}, real)[0][:, 5:].any()
-    values, slope = jax.value_and_grad(lambda lp: apply(loss, lp, {}, real)[1].loss.sum())(given)
+    assert not apply(loss.function, given, {}, real)[0][:, 5:].any()
+    values, slope = jax.value_and_grad(lambda lp: apply(loss.function, lp, {}, real)[1].loss.sum())(given)
     assert float(values) == pytest.approx(np.log(np.abs(LP[:, :5])).sum(), rel=1e-4)
     assert np.isfinite(slope).all()
     assert not slope[:, 5:].any()

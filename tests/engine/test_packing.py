@@ -1,4 +1,4 @@
-"""Sequences in device batches."""
+"""Sequences in device batches, and their positions in slices of the head."""
 
 from __future__ import annotations
 
@@ -6,72 +6,129 @@ import numpy as np
 import pytest
 
 from tests.engine.tools import datum, tokens
-from txlab.engine.losses import LOSSES
-from txlab.engine.packing import TARGETS_OF_A_TOKEN, Item, bucket, pack
+from txlab.engine.losses import FUSED, FUSED_INPUTS, LOSSES
+from txlab.engine.packing import HEAD_TOKENS, MIN_WIDTH, SLICES, Item, Scored, bucket, head_slices, pack
 from txlab.engine.requests import Datum, RequestError
 
 CE = LOSSES["cross_entropy"]
 
 
 def items(lengths, adapters=None):
-    return [Item(0, i, 0 if adapters is None else adapters[i], datum(n, i), {}) for i, n in enumerate(lengths)]
+    return [Item(0, i, 0 if adapters is None else adapters[i], datum(n, i), CE, {}) for i, n in enumerate(lengths)]
+
+
+def log_uniform(seed: int, count: int, low: int = 16, high: int = 512) -> np.ndarray:
+    return np.exp(np.random.default_rng(seed).uniform(np.log(low), np.log(high + 1), count)).astype(int)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_every_token_lies_in_exactly_one_place(seed):
-    rng = np.random.default_rng(seed)
-    lengths = np.exp(rng.uniform(0, np.log(512), 40)).astype(int)
-    given = items(lengths, rng.integers(0, 3, 40))
+    given = items(log_uniform(seed, 40, 1), np.random.default_rng(seed).integers(0, 3, 40))
     placed = {}
-    for batch in pack(given, CE, 1024):
-        used = np.zeros(batch.tokens.shape, int)
+    for batch in pack(given, 1024):
+        used = np.zeros(len(batch.tokens), int)
         for p in batch.placements:
             used[p.span] += 1
             placed[p.item.index] = p.item
             assert (batch.tokens[p.span] == p.item.datum.tokens).all()
-            assert (batch.targets[p.span] == p.item.datum.targets).all()
             assert (batch.positions[p.span] == np.arange(len(p.item))).all()
-            assert batch.adapters[p.row] == p.item.adapter
-            assert len(set(batch.segment_ids[p.span])) == 1
+            (window,) = [w for w in batch.windows if w.start <= p.start < w.start + w.width]
+            assert p.span.stop <= window.start + window.width
+            assert window.adapter == p.item.adapter
+            inside = batch.segment_ids[window.start : window.start + window.width]
+            assert (inside == batch.segment_ids[p.start]).sum() == len(p.item), "its id is its own in the window"
         assert used.max() == 1
         assert ((batch.segment_ids > 0) == (used == 1)).all()
-        assert (batch.inputs["weights"] == used).all(), "weights default to one, and to zero in padding"
-        segments = [(p.row, batch.segment_ids[p.span][0]) for p in batch.placements]
-        assert len(set(segments)) == len(segments)
     assert sorted(placed) == list(range(40))
 
 
-def test_shapes_are_powers_of_two_within_the_budget():
-    for batch in pack(items([300, 20, 20, 20, 7, 130, 64]), CE, 1024):
-        rows, width = batch.tokens.shape
-        assert rows == bucket(rows)
-        assert width == bucket(width)
-        assert rows * width <= 1024
+def test_windows_are_powers_of_two_side_by_side_within_the_budget():
+    for batch in pack(items([300, 20, 20, 20, 7, 130, 64, 512, 500]), 1024):
+        assert len(batch.tokens) == 1024
+        end = 0
+        for window in batch.windows:
+            assert window.width == bucket(window.width, MIN_WIDTH)
+            assert window.start == end
+            end += window.width
+        assert end <= 1024
 
 
-def test_a_sequence_longer_than_the_budget_gets_a_row_of_its_own():
-    (batch,) = pack(items([700]), CE, 256)
-    assert batch.tokens.shape == (1, 1024)
+def test_a_sequence_longer_than_the_budget_gets_a_batch_of_its_own():
+    first, second = pack(items([700, 30], [0, 1]), 256)
+    assert (len(first.tokens), [w.width for w in first.windows]) == (1024, [1024])
+    assert (len(second.tokens), [w.width for w in second.windows]) == (256, [64])
 
 
-def test_short_sequences_of_one_adapter_share_rows():
-    (batch,) = pack(items([25] * 7), CE, 1024)
-    assert batch.tokens.size == 256
-    (alone,) = pack(items([25]), CE, 1024)
-    assert alone.tokens.shape == (1, 32), "one short sequence is not padded to a wide row"
+def test_short_sequences_of_one_adapter_share_windows():
+    (batch,) = pack(items([25] * 7), 1024)
+    assert [w.width for w in batch.windows] == [128, 64], "five and two"
+    (alone,) = pack(items([25]), 1024)
+    assert [w.width for w in alone.windows] == [64], "one short sequence is not padded to a wide window"
+    (apart,) = pack(items([25] * 3, [0, 1, 1]), 1024)
+    assert [(w.width, w.adapter) for w in apart.windows] == [(64, 0), (64, 1)]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_ragged_data_has_little_padding(seed):
+    batches = list(pack(items(log_uniform(seed, 32)), 1024))
+    room = sum(w.width for batch in batches for w in batch.windows)
+    used = sum(len(p.item) for batch in batches for p in batch.placements)
+    assert used / room >= 0.9
+    assert batches[0].padding == pytest.approx(
+        1 - sum(len(p.item) for p in batches[0].placements) / sum(w.width for w in batches[0].windows)
+    )
+
+
+def scored(given, batch, **kw):
+    found = [Scored(p, p.item.loss, p.item.inputs(p.item.loss), True) for p in batch.placements]
+    return found, list(head_slices(found, len(batch.tokens)))
+
+
+def test_slices_hold_each_position_once_those_with_a_gradient_apart():
+    half = {"weights": np.arange(150) % 2}
+    given = [Item(0, i, i % 2, datum(150, i, **half), CE, {}) for i in range(4)]
+    (batch,) = pack(given, 1024)
+    found, parts = scored(given, batch)
+    index = np.concatenate([part.index[part.scored >= 0] for part in parts])
+    assert sorted(index) == sorted(np.flatnonzero(batch.segment_ids))
+    for part in parts:
+        real = part.scored >= 0
+        assert len(real) in SLICES
+        assert (part.index[~real] == len(batch.tokens)).all()
+        assert ((part.inputs["weights"][real] != 0) == part.backward).all()
+        assert {found[n].placement.item.adapter for n in part.scored[real]} == {part.adapter}
+    wide = [part for part in parts if part.backward]
+    assert [(len(part.index), (part.scored >= 0).sum()) for part in wide] == [(128, 128), (64, 22)] * 2
+
+
+def test_slices_are_of_one_loss():
+    policy = {"logprobs": 0.5, "advantages": 2.0}
+    given = [Item(0, 0, 0, datum(9), CE, {}), Item(0, 1, 0, datum(9, 1, **policy), LOSSES["ppo"], {})]
+    (batch,) = pack(given, 256)
+    _, (one, two) = scored(given, batch)
+    assert (FUSED[one.kind].name, FUSED[two.kind].name) == ("cross_entropy", "ppo")
+    assert set(one.inputs) == set(two.inputs) == set(FUSED_INPUTS), "so that they share a program"
+    assert (one.inputs["weights"][:9] == 1).all(), "weights default to one"
+    assert (two.inputs["advantages"] == np.where(two.scored >= 0, 2, 0)).all()
+
+
+def test_a_slice_that_wants_no_gradient():
+    (batch,) = pack(items([20]), 256)
+    parts = list(head_slices([Scored(p, CE, {"weights": 1.0}, False) for p in batch.placements], 256))
+    assert [part.backward for part in parts] == [False]
 
 
 def test_options_become_inputs_and_a_datum_may_override_them():
     ppo = LOSSES["ppo"]
     required = {"logprobs": 0.0, "advantages": 1.0}
     given = [
-        Item(0, 0, 0, datum(4, **required), {"clip_low_threshold": 0.5}),
-        Item(0, 1, 0, datum(4, **required, clip_low_threshold=0.1), {}),
+        Item(0, 0, 0, datum(4, **required), ppo, {"clip_low_threshold": 0.5}),
+        Item(0, 1, 0, datum(4, **required, clip_low_threshold=0.1), ppo, {}),
     ]
-    (batch,) = pack(given, ppo, 256)
-    low = [batch.inputs["clip_low_threshold"][p.span][0] for p in batch.placements]
-    assert np.allclose(low, [0.5, 0.1])
-    assert np.allclose(batch.inputs["clip_high_threshold"][batch.placements[0].span], 1.2)
+    (batch,) = pack(given, 256)
+    _, (part,) = scored(given, batch)
+    assert np.allclose(part.inputs["clip_low_threshold"][:8], [0.5] * 4 + [0.1] * 4)
+    assert np.allclose(part.inputs["clip_high_threshold"][:8], 1.2)
 
 
 def many(n, k, seed=0):
@@ -82,37 +139,24 @@ def many(n, k, seed=0):
 
 def test_several_targets_keep_their_cells_and_the_rest_weighs_nothing():
     data = [many(9, 3, 0), many(20, 4, 1), many(5, 1, 2), datum(7, 3), many(6, 5, 4)]
-    batches = list(pack([Item(0, i, 0, d, {}) for i, d in enumerate(data)], CE, 1024))
-    assert [batch.targets.shape[2:] for batch in batches] == [(), (4,), (8,)]
-    found = {}
-    for batch in batches:
-        weight = 0.0
-        for p in batch.placements:
-            d = p.item.datum
-            found[p.item.index] = p
-            np.testing.assert_array_equal(p.cells(batch.targets).reshape(d.targets.shape), d.targets)
+    (batch,) = pack([Item(0, i, 0, d, CE, {}) for i, d in enumerate(data)], 1024)
+    found, parts = scored(data, batch)
+    assert [part.targets.shape[1:] for part in parts] == [(), (4,), (8,)]
+    for part in parts:
+        for number in set(part.scored) - {-1}:
+            d = found[number].placement.item.datum
+            rows = part.scored == number
+            k = d.targets.size // len(d.targets)
+            targets = part.targets[rows].reshape(len(d.targets), -1)
+            weights = part.inputs["weights"][rows].reshape(targets.shape)
+            np.testing.assert_array_equal(targets[:, :k], d.targets.reshape(-1, k))
             expected = d.inputs.get("weights", np.ones(d.targets.shape, np.float32))
-            np.testing.assert_array_equal(p.cells(batch.inputs["weights"]).reshape(expected.shape), expected)
-            weight += float(expected.sum(dtype=np.float64))
-        assert batch.inputs["weights"].sum(dtype=np.float64) == pytest.approx(weight)
-    assert sorted(found) == list(range(5))
-
-
-def test_many_targets_make_batches_smaller():
-    sizes = [batch.targets.size for batch in pack([Item(0, i, 0, many(16, 256, i), {}) for i in range(64)], CE, 1024)]
-    assert max(sizes) <= 1024 * TARGETS_OF_A_TOKEN
-    assert sum(sizes) == 64 * 16 * 256
-
-
-def test_a_loss_across_positions_has_its_rows_alone():
-    inputs = {"logprobs": 0.0, "advantages": 1.0, "sequence_ratio_mask": 1.0}
-    given = [Item(0, i, 0, datum(n, i, **inputs), {}) for i, n in enumerate((20, 3, 5, 9, 2))]
-    (batch,) = pack(given, LOSSES["gspo"], 1024)
-    assert sorted(p.row for p in batch.placements) == list(range(5))
-    assert {p.start for p in batch.placements} == {0}
-    assert batch.tokens.shape == (8, 32)
+            np.testing.assert_array_equal(weights[:, :k], expected.reshape(-1, k))
+            assert not weights[:, k:].any()
+    assert len(parts[0].index) <= HEAD_TOKENS
 
 
 def test_a_datum_that_a_replaced_loss_no_longer_fits_is_named():
+    item = Item(0, 0, 0, datum(4, logprobs=0.0), LOSSES["ppo"], {})
     with pytest.raises(RequestError, match=r"data\[0\] lacks 'advantages', which ppo needs"):
-        list(pack([Item(0, 0, 0, datum(4, logprobs=0.0), {})], LOSSES["ppo"], 64))
+        item.inputs(LOSSES["ppo"])

@@ -74,12 +74,11 @@ def test_a_skipped_seq_id_closes_the_gap():
     assert q.passes() == [("a", 2)]
 
 
-def test_passes_of_all_models_run_together_but_groups_do_not_mix():
+def test_passes_of_all_models_and_losses_run_together_but_kinds_do_not_mix():
     q = Queue("a", "b", "c")
     for request in (fb("a", 1), fb("b", 1, "ppo"), fb("c", 1), fb("a", 2, backward=False), fb("b", 2)):
         q.add(request)
-    assert q.passes() == [("a", 1), ("c", 1), ("b", 2)]
-    assert q.passes() == [("b", 1)]
+    assert q.passes() == [("a", 1), ("b", 1), ("c", 1), ("b", 2)]
     assert q.passes() == [("a", 2)]
 
 

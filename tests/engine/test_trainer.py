@@ -10,43 +10,67 @@ import jax
 import numpy as np
 import pytest
 
-from tests.engine.tools import Client, datum, tokens
+from tests.engine.tools import Client, datum, log_softmax, tokens
+from tests.models.tiny import make_tiny
+from txlab.config import ModelSettings
 from txlab.engine import trainer as trainer_module
-from txlab.engine.losses import LOSSES, Loss, Terms
-from txlab.engine.packing import Item, pack
+from txlab.engine.losses import FUSED_INPUTS, LOSSES, Loss, Terms
+from txlab.engine.packing import Item, Scored, head_slices, pack
+from txlab.engine.passes import collect
+from txlab.engine.programs import HeadLora, SliceInputs, head_backward
 from txlab.engine.requests import AdamParams, Datum, ExportAdapter, RequestError
-from txlab.engine.trainer import LOSSES_COMPILED, Trainer, accumulate, optim_step
-from txlab.lora.adapter import Adapter, Factors, initial_weights
-from txlab.lora.linear import combine, entry_gradient
-from txlab.lora.state import LoraConfig
-from txlab.models.attention import segment_attention
-from txlab.models.base import BaseModel
+from txlab.engine.trainer import (
+    LOSSES_COMPILED,
+    Gradient,
+    Trainer,
+    accumulate,
+    activation_bytes,
+    keep_tokens,
+    loss_gradient,
+    optim_step,
+)
+from txlab.lora.adapter import Adapter, Factors, Weights, initial_weights
+from txlab.lora.linear import AdapterSet, LoraProjector
+from txlab.lora.state import ALPHA, LoraConfig
+from txlab.models.base import BaseModel, load_base
 from txlab.models.mesh import replicated
+from txlab.models.segments import segment_attention
 
 CE = LOSSES["cross_entropy"]
 
 
-def noisy_adapter(base: BaseModel, rank: int = 4, seed: int = 0) -> Adapter:
+def noisy_adapter(base: BaseModel, rank: int = 4, seed: int = 0, **modules: bool) -> Adapter:
     """An adapter whose B is not zero, so that every factor has a gradient."""
-    rng = np.random.default_rng(seed)
-    weights = initial_weights(base.config, LoraConfig(rank=rank, seed=seed), replicated(base.mesh))
+    rng, lora = np.random.default_rng(seed), LoraConfig(rank=rank, seed=seed, **modules)
+    weights = initial_weights(base.config, lora, replicated(base.mesh))
     noise = {n: Factors(f.a, f.b + rng.normal(0, 0.05, f.b.shape).astype(np.float32)) for n, f in weights.items()}
-    return Adapter(LoraConfig(rank=rank, seed=seed), noise)
+    return Adapter(lora, noise)
 
 
-def run(trainer: Trainer, adapters: list[Adapter], pairs, budget: int = 4096, loss: Loss = CE):
-    """All (entry, datum) pairs through the trainer: logprobs in order, and each adapter's gradient."""
-    adapter_set = combine(adapters, len(adapters))
-    items = [Item(0, i, entry, d, {}) for i, (entry, d) in enumerate(pairs)]
-    logprobs, gradients = {}, [None] * len(adapters)
-    for batch in pack(items, loss, budget):
-        output, gradient = trainer.forward_backward(adapter_set, batch, loss)
-        for p in batch.placements:
-            logprobs[p.item.index] = p.cells(output.logprobs)
-        for entry in {p.item.adapter for p in batch.placements}:
-            own = entry_gradient(gradient, adapters[entry], entry, adapter_set.stacked)
-            gradients[entry] = accumulate(gradients[entry], jax.tree.map(np.copy, own))
-    return [logprobs[i] for i in range(len(items))], gradients
+@dataclasses.dataclass
+class Outcome:
+    logprobs: list[np.ndarray]
+    losses: list[float]
+    gradients: list[Weights]  # of each adapter
+
+
+def run(trainer: Trainer, adapters: list[Adapter], pairs, budget: int = 4096, losses=None) -> Outcome:
+    """All (entry, datum) pairs through the trainer, each with its loss (cross_entropy)."""
+    losses = losses or [CE] * len(pairs)
+    items = [Item(0, i, entry, d, losses[i], {}) for i, (entry, d) in enumerate(pairs)]
+    gradients = [Gradient(adapter) for adapter in adapters]
+    outputs = {}
+    for batch in pack(items, budget):
+        activations = trainer.forward(batch, adapters, backward=True)
+        scored = [Scored(p, p.item.loss, p.item.inputs(p.item.loss), True) for p in batch.placements]
+        parts = list(head_slices(scored, len(batch.tokens)))
+        found = jax.device_get([trainer.score(activations, part, gradients) for part in parts])
+        trainer.backward(activations, gradients)
+        outputs |= {s.placement.item.index: out for s, out in zip(scored, collect(scored, parts, found), strict=True)}
+    ordered = [outputs[i] for i in range(len(items))]
+    return Outcome(
+        [o.logprobs for o in ordered], [o.loss for o in ordered], [jax.device_get(g.total()) for g in gradients]
+    )
 
 
 def assert_close(one, two, rtol=1e-5):
@@ -60,76 +84,96 @@ def assert_close(one, two, rtol=1e-5):
 
 @pytest.fixture(scope="module")
 def trainer(base):
-    return Trainer(base.decoder, remat_tokens=1 << 20)
+    return Trainer(base.decoder, keep_tokens=1 << 20)
 
 
-def test_logprobs_are_those_of_the_whole_softmax(base, trainer):
-    d = datum(30, 1)
-    positions, segments = np.arange(30)[None], np.ones((1, 30), np.int32)
-    hidden, _ = base.decoder(d.tokens[None], positions, segment_attention(segments))
-    expected = jax.nn.log_softmax(base.decoder.unembed(hidden)[0])[np.arange(30), d.targets]
-    batch = next(pack([Item(0, 0, 0, d, {})], CE, 256))
-    output = trainer.forward(None, batch, CE)
-    np.testing.assert_allclose(output.logprobs[0, :30], expected, atol=1e-5)
-    assert (output.logprobs[0, 30:] == 0).all()
+def reference(base: BaseModel, weights, d: Datum):
+    """Logprobs of a datum, by the plain decoder and JAX's own derivatives."""
+    n = len(d.tokens)
+    project = LoraProjector(AdapterSet(weights, np.float32(ALPHA / 4), stacked=False), None)
+    attend = segment_attention(np.ones((1, n), np.int32))
+    hidden, _ = base.decoder(d.tokens[None], np.arange(n)[None], attend, project=project)
+    return jax.nn.log_softmax(base.decoder.unembed(hidden, project)[0])[np.arange(n), d.targets]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_logprobs_and_gradient_are_those_of_the_plain_model(family, tmp_path):
+    base = load_base(ModelSettings(name=str(make_tiny(tmp_path, family, tie_word_embeddings=False))))
+    adapter, weights = noisy_adapter(base), np.linspace(-1, 2, 30).astype(np.float32)
+    outcome = run(Trainer(base.decoder, 256), [adapter], [(0, datum(30, 1, weights=weights))], budget=256)
+    total = lambda factors: -(weights * reference(base, factors, datum(30, 1))).sum()  # noqa: E731
+    np.testing.assert_allclose(outcome.logprobs[0], reference(base, adapter.weights, datum(30, 1)), atol=1e-5)
+    assert outcome.losses[0] == pytest.approx(float(total(adapter.weights)), rel=1e-5)
+    assert_close(outcome.gradients[0], jax.grad(total)(dict(adapter.weights)))
+
+
+def test_the_fused_loss_by_central_differences(base):
+    """The head, its softmax and the loss in float64 NumPy, moved along random directions."""
+    rng, rows, rank = np.random.default_rng(0), 64, 4
+    config, table = base.config, np.asarray(base.decoder.head, np.float64)
+    norm, scale = np.asarray(base.decoder.norm[...], np.float64), 8.0
+    hidden = rng.normal(size=(rows, config.hidden_size)).astype(np.float32)
+    factors = Factors(*(rng.normal(0, 0.1, shape) for shape in ((hidden.shape[1], rank), (rank, len(table)))))
+    targets, weights = rng.integers(0, len(table), rows), rng.normal(size=rows)
+    index = np.arange(rows, dtype=np.int32)
+
+    def loss(x, a, b):
+        h = x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + config.rms_norm_eps) * norm
+        logits = h @ table.T + h @ a @ b * scale
+        return -(weights * log_softmax(logits)[index, targets]).sum()
+
+    single = jax.tree.map(lambda array: jax.numpy.asarray(array, jax.numpy.float32), factors)
+    inputs = {name: np.zeros(rows, np.float32) for name in FUSED_INPUTS} | {"weights": weights.astype(np.float32)}
+    output, dhidden, dfactors = head_backward(
+        config,
+        base.decoder.norm[...],
+        base.decoder.head,
+        HeadLora(single, np.float32(scale)),
+        np.int32(0),
+        hidden,
+        jax.numpy.zeros_like(hidden),
+        jax.tree.map(jax.numpy.zeros_like, single),
+        SliceInputs(index, targets.astype(np.int32), inputs),
+    )
+    at = (hidden.astype(np.float64), *factors)
+    assert float(output.terms.loss.sum()) == pytest.approx(loss(*at), rel=1e-5)
+    for place, gradient in enumerate((dhidden, *dfactors)):
+        direction = rng.normal(size=at[place].shape)
+        moved = [[x + sign * 1e-6 * direction if i == place else x for i, x in enumerate(at)] for sign in (1, -1)]
+        measured = (loss(*moved[0]) - loss(*moved[1])) / 2e-6
+        assert float((np.asarray(gradient) * direction).sum()) == pytest.approx(measured, rel=1e-4)
 
 
 def test_packed_alone_and_among_other_adapters_agree(base, trainer):
-    """A sequence has the same logprobs and gradient whatever shares its row or its batch."""
+    """A sequence has the same logprobs and gradient whatever shares its window or its batch, at any rank and loss."""
     adapters = [noisy_adapter(base, rank, seed) for rank, seed in ((4, 0), (8, 1), (4, 2))]
-    pairs = [(i % 3, datum(n, i)) for i, n in enumerate((40, 7, 90, 33, 12, 61, 5, 20, 28))]
-    together, gradients = run(trainer, adapters, pairs)
+    lengths = (40, 7, 90, 33, 12, 61, 5, 20, 28)
+    losses = [LOSSES[name] for name in ("cross_entropy", "ppo", "cispo", "importance_sampling", "cross_entropy")] * 2
+    wide = {"clip_low_threshold": 0.0, "clip_high_threshold": 1e6}
+    pairs = [(i % 3, datum(n, i) if losses[i] is CE else policy_datum(n, i, **wide)) for i, n in enumerate(lengths)]
+    together = run(trainer, adapters, pairs, losses=losses)
     for entry, adapter in enumerate(adapters):
         own = [i for i, (e, _) in enumerate(pairs) if e == entry]
-        alone = None
+        total = None
         for i in own:
-            (logprobs,), (gradient,) = run(trainer, [adapter], [(0, pairs[i][1])])
-            np.testing.assert_allclose(together[i], logprobs, atol=1e-4)
-            alone = accumulate(alone, gradient)
-        assert_close(gradients[entry], alone)
+            alone = run(trainer, [adapter], [(0, pairs[i][1])], losses=[losses[i]])
+            np.testing.assert_allclose(together.logprobs[i], alone.logprobs[0], rtol=1e-5, atol=1e-5)
+            assert together.losses[i] == pytest.approx(alone.losses[0], rel=1e-4)
+            total = accumulate(total, jax.tree.map(jax.numpy.asarray, alone.gradients[0]))
+        assert_close(together.gradients[entry], total)
 
 
 def test_micro_batches_of_any_size_agree(base, trainer):
     adapter = noisy_adapter(base)
     pairs = [(0, datum(n, i)) for i, n in enumerate((40, 7, 90, 33, 12, 61))]
-    _, (whole,) = run(trainer, [adapter], pairs)
-    _, (small,) = run(trainer, [adapter], pairs, budget=128)
+    whole, small = (run(trainer, [adapter], pairs, budget).gradients[0] for budget in (4096, 128))
     assert_close(small, whole)
 
 
 def test_recomputing_activations_changes_nothing(base, trainer):
     adapter = noisy_adapter(base)
-    _, (kept,) = run(trainer, [adapter], [(0, datum(50))])
-    _, (again,) = run(Trainer(base.decoder, remat_tokens=0), [adapter], [(0, datum(50))])
-    assert_close(again, kept)
-
-
-def test_the_gradient_is_that_of_the_summed_loss(base, trainer):
-    """Central differences along random directions, one per factor."""
-    adapter = noisy_adapter(base)
-    d = datum(24, weights=np.linspace(-1, 2, 24))
-    _, (gradient,) = run(trainer, [adapter], [(0, d)])
-    rng = np.random.default_rng(0)
-    batch = next(pack([Item(0, 0, 0, d, {})], CE, 256))
-
-    def loss(weights):
-        output = trainer.forward(combine([Adapter(adapter.lora, weights)], 1), batch, CE)
-        return output.loss.sum(dtype=np.float64)
-
-    for name in adapter.weights:
-        for factor in ("a", "b"):
-            array = getattr(adapter.weights[name], factor)
-            direction = rng.normal(size=array.shape).astype(np.float32)
-            direction *= 0.02 / np.linalg.norm(direction)
-
-            def moved(sign, name=name, factor=factor, array=array, direction=direction):
-                changed = adapter.weights[name]._replace(**{factor: array + sign * direction})
-                return loss({**adapter.weights, name: changed})
-
-            measured = (moved(1) - moved(-1)) / 2
-            expected = float((np.asarray(getattr(gradient[name], factor)) * direction).sum())
-            scale = np.linalg.norm(getattr(gradient[name], factor)) * 0.02
-            assert abs(measured - expected) < 0.02 * scale + 2e-4, (name, factor)
+    kept, again = (run(t, [adapter], [(0, datum(50))]) for t in (trainer, Trainer(base.decoder, keep_tokens=0)))
+    assert_close(again.gradients[0], kept.gradients[0])
 
 
 def test_several_targets_are_as_many_passes(base, trainer):
@@ -138,20 +182,24 @@ def test_several_targets_are_as_many_passes(base, trainer):
     n, k = 140, 3  # more positions than one slice of the head has
     targets = rng.integers(5, 300, (n, k)).astype(np.int32)
     weights = rng.normal(size=(n, k)).astype(np.float32)
+    weights[:9] = 0  # a prompt
     whole = Datum(tokens(n), targets, {"weights": weights})
-    beside = Datum(tokens(9, 1), targets[:9, :1], {"weights": weights[:9, :1]})
-    (logprobs, one), (gradient,) = run(trainer, [adapter], [(0, whole), (0, beside)])
-    assert logprobs.shape == (n, k)
-    alone = None
-    for column in range(k):
-        single = Datum(tokens(n), targets[:, column], {"weights": weights[:, column]})
-        (expected,), (part,) = run(trainer, [adapter], [(0, single)])
-        np.testing.assert_allclose(logprobs[:, column], expected, atol=1e-5)
-        alone = accumulate(alone, part)
-    single = Datum(tokens(9, 1), targets[:9, 0], {"weights": weights[:9, 0]})
-    (expected,), (part,) = run(trainer, [adapter], [(0, single)])
-    np.testing.assert_allclose(one, expected, atol=1e-5)
-    assert_close(gradient, accumulate(alone, part))
+    beside = Datum(tokens(9, 1), targets[:9, :1], {"weights": np.ones((9, 1), np.float32)})
+    outcome = run(trainer, [adapter], [(0, whole), (0, beside)])
+    assert [lp.shape for lp in outcome.logprobs] == [(n, k), (9, 1)]
+    singles = [Datum(tokens(n), targets[:, c], {"weights": weights[:, c]}) for c in range(k)]
+    alone = run(trainer, [adapter], [(0, d) for d in [*singles, Datum(tokens(9, 1), targets[:9, 0])]])
+    np.testing.assert_allclose(outcome.logprobs[0], np.stack(alone.logprobs[:k], axis=1), atol=1e-5)
+    np.testing.assert_allclose(outcome.logprobs[1][:, 0], alone.logprobs[k], atol=1e-5)
+    assert_close(outcome.gradients[0], alone.gradients[0])
+
+
+@pytest.mark.parametrize("modules", [{"train_mlp": False}, {"train_attn": False}, {"train_unembed": False}])
+def test_adapters_of_some_layers_only(base, trainer, modules):
+    adapter = noisy_adapter(base, **modules)
+    total = lambda factors: -reference(base, factors, datum(30, 1)).sum()  # noqa: E731
+    gradient = run(trainer, [adapter], [(0, datum(30, 1))]).gradients[0]
+    assert_close(gradient, jax.grad(total)(dict(adapter.weights)))
 
 
 def policy_datum(n: int, seed: int, **inputs) -> Datum:
@@ -160,37 +208,49 @@ def policy_datum(n: int, seed: int, **inputs) -> Datum:
     return datum(n, seed, **({"logprobs": q, "advantages": advantages} | inputs))
 
 
-def test_a_loss_of_whole_sequences_is_the_same_among_others(base, trainer):
-    adapters, loss = [noisy_adapter(base, 4, 0), noisy_adapter(base, 4, 1)], LOSSES["gspo"]
-    mask = lambda n: (np.arange(n) >= 2).astype(np.float32)  # noqa: E731
-    wide = {"clip_low_threshold": 0.0, "clip_high_threshold": 1e6}
-    pairs = [(i % 2, policy_datum(n, i, sequence_ratio_mask=mask(n), **wide)) for i, n in enumerate((20, 7, 33, 12))]
-    together, gradients = run(trainer, adapters, pairs, loss=loss)
-    for entry, adapter in enumerate(adapters):
-        alone = None
-        for i in (i for i, (e, _) in enumerate(pairs) if e == entry):
-            (logprobs,), (gradient,) = run(trainer, [adapter], [(0, pairs[i][1])], loss=loss)
-            np.testing.assert_allclose(together[i], logprobs, atol=1e-4)
-            alone = accumulate(alone, gradient)
-        assert_close(gradients[entry], alone)
+def test_a_loss_across_positions_is_the_same_among_others():
+    """Each row by itself, and the gradient by central differences in float64."""
+    gspo, rng = LOSSES["gspo"], np.random.default_rng(0)
+    lengths, width = np.array([5, 9, 2]), 16
+    real = np.arange(width) < lengths[:, None]
+    logprobs = rng.normal(-2, 0.3, real.shape).astype(np.float32)
+    inputs = {name: np.zeros(real.shape, np.float32) for name in gspo.inputs}
+    inputs["logprobs"] = (logprobs + rng.normal(0, 0.1, real.shape)).astype(np.float32)
+    inputs |= {"advantages": rng.normal(size=real.shape).astype(np.float32), "sequence_ratio_mask": 1.0 * real}
+    inputs |= {"clip_low_threshold": inputs["logprobs"] * 0, "clip_high_threshold": inputs["logprobs"] * 0 + 1e6}
+    terms, gradient = loss_gradient(gspo, logprobs, inputs, real)
+    assert not gradient[~real].any()
+    for row, n in enumerate(lengths):
+        own = {name: values[row : row + 1, :n] for name, values in inputs.items()}
+        one, slope = loss_gradient(gspo, logprobs[row : row + 1, :n], own, real[row : row + 1, :n])
+        np.testing.assert_allclose(terms.loss[row, :n], one.loss[0], rtol=1e-5)
+        np.testing.assert_allclose(gradient[row, :n], slope[0], rtol=1e-5)
 
 
-def test_programs_of_losses_that_were_replaced_are_let_go(base, trainer):
-    batch = next(pack([Item(0, 0, 0, datum(4), {})], CE, 64))
+def test_programs_of_losses_that_were_replaced_are_let_go():
     seen = []
     for scale in range(LOSSES_COMPILED + 2):
-        loss = Loss("mine", lambda lp, inputs, scale=scale: Terms(scale * inputs["weights"] * lp), ("weights",))
+        loss = Loss("mine", lambda lp, inputs, scale=scale: Terms(scale * lp), alone=True)
         seen.append(weakref.ref(loss.function))
         if scale < 2:
-            assert trainer.forward(None, batch, loss).loss.sum() == pytest.approx(
-                scale * trainer.forward(None, batch, CE).logprobs.sum(), rel=1e-5
-            )
+            _, gradient = loss_gradient(loss, np.ones((1, 4), np.float32), {}, np.ones((1, 4), bool))
+            np.testing.assert_array_equal(gradient, np.full((1, 4), scale))
         else:
-            trainer_module._programs(loss)
+            trainer_module._loss_program(loss)
     del loss
     gc.collect()
     assert seen[0]() is None
     assert seen[-1]() is not None
+
+
+def test_what_activations_take_decides_how_many_are_kept(base):
+    config = dataclasses.replace(base.config, num_layers=30, hidden_size=576, intermediate_size=1536, num_heads=9)
+    config = dataclasses.replace(config, num_kv_heads=3, head_dim=64)
+    a_token = 4 * 30 * (576 + 576 + 2 * 192 + 576 + 576 + 2 * 1536 + 9)
+    assert activation_bytes(config, 4) == a_token
+    assert keep_tokens(config, 4, 1 << 30) == 1024
+    assert keep_tokens(config, 4, 2048 * a_token) == 2048
+    assert keep_tokens(config, 2, 1 << 20) == 64, "never so few that nothing runs"
 
 
 def reference_adamw(p, gradients, adam: AdamParams):

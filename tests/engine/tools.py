@@ -18,8 +18,8 @@ from txlab.engine.requests import (
     TakeSnapshot,
 )
 from txlab.lora.state import LoraConfig
-from txlab.models.attention import segment_attention
 from txlab.models.base import BaseModel
+from txlab.models.segments import segment_attention
 
 
 def ask(engine: Engine, request: Request) -> Future:

@@ -15,10 +15,10 @@ from txlab.lora.adapter import from_state
 from txlab.lora.linear import AdapterSet, LoraProjector
 from txlab.lora.peft import CONFIG_FILE, WEIGHTS_FILE, PeftError, from_peft, peft_files
 from txlab.lora.state import AdapterState, LoraConfig
-from txlab.models.attention import segment_attention
 from txlab.models.base import load_base
 from txlab.models.config import ATTENTION, MLP, UNEMBED, ModelConfig, projection_shapes
 from txlab.models.mesh import replicated
+from txlab.models.segments import segment_attention
 
 CONFIG = ModelConfig("LlamaForCausalLM", 320, 64, 128, 2, 4, 2, 16, 512)
 ALL = LoraConfig(rank=4)

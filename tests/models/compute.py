@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from txlab.models.attention import KVCache, cached_attention, make_cache, segment_attention
+from txlab.models.attention import KVCache, cached_attention, make_cache
 from txlab.models.base import BaseModel
 from txlab.models.decoder import Decoder
+from txlab.models.segments import segment_attention
 
 
 def full_logits(base: BaseModel, tokens: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Attention: packing, padding, the cache."""
+"""Attention over the cache."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import pytest
 
 from tests.models.compute import full_logits
 from txlab.config import ModelSettings
-from txlab.models import attention
-from txlab.models.attention import cached_attention, make_cache, segment_attention
+from txlab.models.attention import cached_attention, make_cache
 from txlab.models.base import BaseModel, load_base
 
 TOKENS = np.random.default_rng(3).integers(3, 320, (3, 24))  # (B, T)
@@ -34,37 +33,6 @@ def run(base, tokens, positions, attend, cache=None):
 
     logits, cache = forward(base.decoder, cache)
     return np.asarray(logits), cache
-
-
-def test_packed_segments_do_not_see_each_other(base, expected):
-    lengths = (10, 8, 3)
-    packed = np.concatenate([TOKENS[i, :n] for i, n in enumerate(lengths)])[None]
-    positions = np.concatenate([np.arange(n) for n in lengths])[None]
-    segments = np.repeat((5, 2, 9), lengths)[None]
-    logits, _ = run(base, packed, positions, segment_attention(jnp.asarray(segments)))
-    wanted = np.concatenate([expected[i, :n] for i, n in enumerate(lengths)])[None]
-    np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-4)
-
-
-def test_padding_is_finite_forward_and_backward(base):
-    segments = jnp.asarray([[1, 1, 0, 0], [0, 0, 0, 0]])
-
-    def total(q):
-        out, _ = segment_attention(segments)(0, q, q[:, :, :2], q[:, :, 2:], None)
-        return jnp.sum(out**2)
-
-    q = jnp.ones((2, 4, 4, 16))
-    assert np.isfinite(total(q))
-    assert np.isfinite(jax.grad(total)(q)).all()
-
-
-@pytest.mark.parametrize(("block", "blocks"), [(5, 16), (24, 16), (4, 2)])
-def test_blocks_of_queries_change_nothing(base, expected, monkeypatch, block, blocks):
-    monkeypatch.setattr(attention, "BLOCK", block)
-    monkeypatch.setattr(attention, "MAX_BLOCKS", blocks)
-    positions = np.broadcast_to(np.arange(24), TOKENS.shape)
-    logits, _ = run(base, TOKENS, positions, segment_attention(jnp.ones(TOKENS.shape, int)))
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
 
 
 def test_cached_decode_equals_full_forward(base, expected):

@@ -15,10 +15,10 @@ from tests.models.compute import full_logits, greedy
 from tests.models.golden import make_golden as golden
 from tests.models.tiny import make_tiny
 from txlab.config import ModelSettings
-from txlab.models.attention import segment_attention
 from txlab.models.base import BaseModel, load_base
 from txlab.models.config import projection_shapes
 from txlab.models.decoder import BaseProjector
+from txlab.models.segments import segment_attention
 
 ATOL = 1e-4  # absolute, of float32 logits
 
@@ -97,9 +97,12 @@ class LowRank(BaseProjector):
     def __init__(self, layers):
         self.layers = layers
 
-    def __call__(self, name, x, kernel, layer):
-        a, b = layer[name]
-        return x @ kernel + x @ a @ b
+    def layer(self, index):
+        def project(name, x, kernel):
+            a, b = (array[index] for array in self.layers[name])
+            return x @ kernel + x @ a @ b
+
+        return project
 
 
 def test_gradients_reach_every_layer_of_the_projector(tiny_llama):

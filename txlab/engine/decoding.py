@@ -12,7 +12,6 @@ from jax import lax
 
 from txlab.engine.drawing import DrawParams, Draws, draw, draw_alternatives, top_logprobs
 from txlab.engine.kv_cache import cache_size
-from txlab.engine.trainer import head_logits
 from txlab.lora.linear import AdapterSet, LoraProjector
 from txlab.models.attention import KVCache, cached_attention
 from txlab.models.decoder import Projector, base_projector
@@ -121,7 +120,7 @@ def score(
 
     ``adapters`` holds one adapter at most.
     """
-    logits = head_logits(nnx.merge(graph, state).head, adapters, hidden, jnp.int32(0))  # (S, V)
+    logits = nnx.merge(graph, state).unembed(hidden, _projector(adapters, None))  # (S, V)
     total = jax.nn.logsumexp(logits, axis=-1)
 
     def logprobs(tokens: jax.Array) -> jax.Array:
@@ -131,5 +130,5 @@ def score(
     return Scores(logprobs(asked.tokens), *top_logprobs(logits, total, k), alts, logprobs(alts))
 
 
-def _projector(adapters: AdapterSet | None, entries: jax.Array) -> Projector:
+def _projector(adapters: AdapterSet | None, entries: jax.Array | None) -> Projector:
     return base_projector if adapters is None else LoraProjector(adapters, entries)

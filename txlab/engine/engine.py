@@ -47,7 +47,7 @@ from txlab.engine.requests import (
 )
 from txlab.engine.sampler import Sampler
 from txlab.engine.scheduler import Done, Scheduler, Ticket, model_of
-from txlab.engine.trainer import Trainer, optim_step
+from txlab.engine.trainer import Trainer, keep_tokens, optim_step
 from txlab.lora.adapter import Adapter, to_state
 from txlab.lora.bank import AdapterBank
 from txlab.models.base import BaseModel
@@ -68,12 +68,14 @@ class Engine:
         self.base = base
         self.limits = Limits(base.config.vocab_size, base.config.max_context, settings.max_rank)
         self.losses = Losses()
+        itemsize = base.decoder.head.dtype.itemsize
+        self.train_tokens = settings.train_tokens or keep_tokens(base.config, itemsize, settings.train_bytes)
         self._settings = settings
         self._bus = bus
         self._bank = AdapterBank(base.config, replicated(base.mesh), settings.snapshot_bytes)
-        self._trainer = Trainer(base.decoder, remat_tokens=settings.train_tokens)
+        self._trainer = Trainer(base.decoder, self.train_tokens)
         self._sampler = Sampler(base, settings.sample_rows, settings.decode_steps, settings.cache_bytes)
-        self._scheduler = Scheduler(pass_tokens=8 * settings.train_tokens)
+        self._scheduler = Scheduler(pass_tokens=8 * self.train_tokens)
         self._run_of_passes: PassRun | None = None
         self._retries: deque[list[Ticket]] = deque()
         self._sampling: dict[Job, Ticket] = {}
@@ -194,10 +196,10 @@ class Engine:
     def _begin(self, tickets: Sequence[Ticket]) -> None:
         for ticket in tickets:
             self._show_state(model_of(ticket), "training")
-        self._run_of_passes = PassRun(tickets, self._bank, self._trainer, self.losses, self._settings.train_tokens)
+        self._run_of_passes = PassRun(tickets, self._bank, self._trainer, self.losses, self.train_tokens)
 
     def _advance(self, run: PassRun) -> None:
-        if run.step():
+        if run.step() is not None:
             return
         results = run.results()
         run.commit()

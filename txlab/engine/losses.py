@@ -1,9 +1,10 @@
 """Every loss as one small pure function of the target logprobs, and the registry that names them.
 
-A ``Loss`` is traced into the fused program of a pass. It sees one device batch: ``logprobs`` (B, T) of the targets
-under the present weights, 0 in padding, and its inputs as float32 arrays of the same shape. Options such as clip
-thresholds arrive as inputs too (one value per token), so that requests with different options share a program. What
-is reported and differentiated is the plain sum of its elements. With K targets per position all arrays are (B, T, K).
+A ``Loss`` is traced. It sees ``logprobs`` of the targets under the present weights, 0 in padding, and its inputs as
+float32 arrays of the same shape. Options such as clip thresholds arrive as inputs too (one value per token), so that
+requests with different options share a program. What is reported and differentiated is the plain sum of its elements.
+Losses of single positions see any (S,) of them, with K targets (S, K), and are fused with the head. A loss that looks
+across positions sees (B, T), one datum a row.
 
 A ``DatumLoss`` runs on the host, datum by datum, between the forward and the backward pass.
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -54,7 +56,8 @@ class Loss:
     options: Mapping[str, float | None] = field(default_factory=dict)  # of loss_fn_config; None: must be given
     per_token: tuple[str, ...] = ()  # options that a datum may bring as inputs, which then count
     many_targets: bool = False  # takes K targets per position
-    alone: bool = False  # looks across positions: its datums share no row
+    gate: str | None = None  # an input without which, at 0, a position has neither loss nor gradient
+    alone: bool = False  # looks across positions: it sees one datum a row, and is evaluated between the two passes
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -138,20 +141,59 @@ def check_name(name: str) -> None:
         raise ValueError(f"{name!r} is the name of a built-in loss: choose another one")
 
 
-def apply(loss: Loss, logprobs: jax.Array, inputs: Inputs, real: jax.Array) -> tuple[jax.Array, Terms]:
-    """Logprobs, and the terms of each position (B, T), all of them 0 where ``real`` (B, T) is False.
+def apply(function: LossFn, logprobs: jax.Array, inputs: Inputs, real: jax.Array) -> tuple[jax.Array, Terms]:
+    """Logprobs, and the terms of each position, all of them 0 where ``real`` is False.
 
-    What a loss makes of padding, NaN included, reaches neither its sum nor its gradient.
+    ``logprobs`` has the shape of ``real``, or an axis K after it, over which terms are summed. What a loss makes of
+    padding, NaN included, reaches neither its sum nor its gradient.
     """
     import jax
     import jax.numpy as jnp
 
-    many = logprobs.ndim == 3
+    many = logprobs.ndim > real.ndim
     logprobs = jnp.where(real[..., None] if many else real, logprobs, 0.0)
-    terms = loss.function(logprobs, inputs)
+    terms = function(logprobs, inputs)
     if many:
         terms = jax.tree.map(lambda x: x.sum(axis=-1), terms)
     return logprobs, jax.tree.map(lambda x: jnp.where(real, x, 0.0), terms)
+
+
+def fused(kind: jax.Array, logprobs: jax.Array, inputs: Inputs) -> Terms:
+    """The loss number ``kind`` () int32 of FUSED, so that one program serves them all.
+
+    ``inputs`` holds FUSED_INPUTS; metrics are those of all, 0 where a loss has none. K targets: cross_entropy alone.
+    """
+    import jax.numpy as jnp
+    from jax import lax
+
+    zero = jnp.zeros_like(logprobs)
+
+    def complete(loss: Loss) -> Callable[[jax.Array], Terms]:
+        def evaluate(logprobs: jax.Array) -> Terms:
+            terms = loss.function(logprobs, inputs)
+            metrics = {name: jnp.asarray(terms.metrics.get(name, zero), jnp.float32) for name in names}
+            return Terms(terms.loss, metrics, zero if terms.counts is None else terms.counts)
+
+        return evaluate
+
+    if logprobs.ndim > 1:
+        return FUSED[0].function(logprobs, inputs)
+    names = sorted(frozenset().union(*(metric_names(loss) for loss in FUSED)))
+    return lax.switch(kind, [complete(loss) for loss in FUSED], logprobs)
+
+
+@lru_cache
+def metric_names(loss: Loss) -> frozenset[str]:
+    """The metrics of a fused loss."""
+    import jax
+
+    one = jax.ShapeDtypeStruct((1,), np.float32)
+    return frozenset(jax.eval_shape(loss.function, one, dict.fromkeys(loss.inputs, one)).metrics)
+
+
+def fused_kind(loss: Loss) -> int:
+    """Number of a loss in FUSED."""
+    return FUSED.index(loss)
 
 
 def cross_entropy(logprobs: jax.Array, inputs: Inputs) -> Terms:
@@ -251,19 +293,24 @@ def _policy(
 
 _POLICY = ("logprobs", "advantages")
 _CLIP = ("clip_low_threshold", "clip_high_threshold")
+_CISPO_CLIP = {"clip_low_threshold": 0.0, "clip_high_threshold": 4.0}
 _PPO_CLIP = {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}
 
 LOSSES: Mapping[str, Loss] = {
     loss.name: loss
     for loss in (
-        Loss("cross_entropy", cross_entropy, optional={"weights": 1.0}, many_targets=True),
-        Loss("importance_sampling", importance_sampling, _POLICY),
-        Loss("ppo", ppo, _POLICY, options=_PPO_CLIP, per_token=_CLIP),
-        Loss("cispo", cispo, _POLICY, options={"clip_low_threshold": 0.0, "clip_high_threshold": 4.0}, per_token=_CLIP),
+        Loss("cross_entropy", cross_entropy, optional={"weights": 1.0}, many_targets=True, gate="weights"),
+        Loss("importance_sampling", importance_sampling, _POLICY, gate="advantages"),
+        Loss("ppo", ppo, _POLICY, options=_PPO_CLIP, per_token=_CLIP, gate="advantages"),
+        Loss("cispo", cispo, _POLICY, options=_CISPO_CLIP, per_token=_CLIP, gate="advantages"),
         Loss("dro", dro, _POLICY, options={"beta": None}),
         Loss("gspo", gspo, (*_POLICY, "sequence_ratio_mask"), options=_PPO_CLIP, per_token=_CLIP, alone=True),
     )
 }
+
+FUSED: tuple[Loss, ...] = tuple(loss for loss in LOSSES.values() if not loss.alone)
+"""Losses of single positions; with the head they make one program. The first is linear in the logprobs."""
+FUSED_INPUTS: tuple[str, ...] = tuple(dict.fromkeys(name for loss in FUSED for name in loss.inputs))
 
 REFUSED: Mapping[str, str] = {
     "stable_reinforce": "it needs the provenance of sampled tokens (with_provenance, record_stability_info), which "

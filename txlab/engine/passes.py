@@ -1,4 +1,4 @@
-"""A run of forward and forward_backward requests through the device, one micro-batch at a time."""
+"""A run of forward and forward_backward requests through the device, one batch at a time."""
 
 from __future__ import annotations
 
@@ -6,34 +6,38 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
 
+import jax
 import numpy as np
 
-from txlab.engine.losses import LOSSES, DatumLoss, DatumLossValue, Loss, Losses
-from txlab.engine.packing import Item, Placement, TrainBatch, bucket, pack
+from txlab.engine.losses import FUSED, LOSSES, DatumLoss, DatumLossValue, Loss, Losses, Terms, metric_names
+from txlab.engine.packing import HeadSlice, Item, Placement, Scored, TrainBatch, bucket, head_slices, pack
+from txlab.engine.programs import SliceOutput
 from txlab.engine.requests import Datum, ForwardBackward, ForwardBackwardResult, RequestError
 from txlab.engine.scheduler import Ticket
-from txlab.engine.trainer import PassOutput, Trainer, accumulate
-from txlab.lora.adapter import Adapter, Weights
+from txlab.engine.trainer import Activations, Gradient, Trainer, accumulate, loss_gradient
+from txlab.lora.adapter import Adapter
 from txlab.lora.bank import AdapterBank
-from txlab.lora.linear import combine, entry_gradient
 
+ROW_WIDTH = 16  # the narrowest row of a loss that looks across positions
 CROSS_ENTROPY = LOSSES["cross_entropy"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class DatumOutput:
     """What a pass found out about one datum. ``metrics`` are sums over it, and ``count`` what means divide by."""
 
     logprobs: np.ndarray  # (N,) or (N, K) float32, as its targets
-    loss: float
-    metrics: Mapping[str, float]
-    count: float
+    loss: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    count: float = 0.0
 
 
 class PassRun:
-    """Passes of one group (same loss, all backward or none) that share device batches.
+    """Passes of any adapters and losses, all backward or none, that share device batches.
 
     Nothing is changed until ``commit``: a run that fails half-way leaves every adapter's gradient as it was.
     """
@@ -44,31 +48,40 @@ class PassRun:
         self._trainer = trainer
         self._models = list(dict.fromkeys(request.model_id for request in self._requests))
         self._adapters: list[Adapter] = [bank[model_id] for model_id in self._models]
-        self._set = combine(self._adapters, bucket(len(self._adapters)))
-        self._backward, name = tickets[0].group
-        self._loss = _find(losses, name)
-        traced = self._loss if isinstance(self._loss, Loss) else CROSS_ENTROPY
-        self._batches: Iterator[TrainBatch] = pack(self._items(), traced, budget)
+        self._backward = tickets[0].backward
+        self._losses = [_find(losses, request.loss) for request in self._requests]
+        self._batches: Iterator[TrainBatch] = pack(self._items(), budget)
         self._outputs: dict[tuple[int, int], DatumOutput] = {}
-        self._gradients: list[Weights | None] = [None] * len(self._models)
+        self._gradients: list[Gradient | None] = [None] * len(self._models)
         self._started = time.monotonic()
 
-    def step(self) -> bool:
-        """Run the next micro-batch. False where none was left."""
+    def step(self) -> TrainBatch | None:
+        """Run the next batch, and return it. None where none was left."""
         batch = next(self._batches, None)
         if batch is None:
-            return False
-        if isinstance(self._loss, Loss):
-            self._keep(self._run(self._loss, batch, self._backward), batch)
-        else:
-            self._evaluate(self._loss, batch)
-        return True
+            return None
+        activations = self._trainer.forward(batch, self._adapters, self._backward)
+        if self._backward:
+            for adapter in {window.adapter for window in batch.windows}:
+                self._gradients[adapter] = self._gradients[adapter] or Gradient(self._adapters[adapter])
+        scored = [
+            Scored(p, loss, p.item.inputs(loss), self._backward)
+            for p in batch.placements
+            if isinstance(loss := p.item.loss, Loss) and loss in FUSED
+        ]
+        between = self._evaluate(activations, [p for p in batch.placements if p.item.loss not in FUSED])
+        outputs = self._score(activations, scored + between)
+        self._keep([s.placement for s in scored], outputs[: len(scored)])
+        if self._backward:
+            self._trainer.backward(activations, self._gradients)
+            jax.block_until_ready([g.layers for g in self._gradients if g is not None])
+        return batch
 
     def commit(self) -> None:
         """Add the run's gradients to those that the adapters have accumulated."""
         for adapter, gradient in zip(self._adapters, self._gradients, strict=True):
             if gradient is not None:
-                adapter.gradient = accumulate(adapter.gradient, gradient)
+                adapter.gradient = accumulate(adapter.gradient, gradient.total())
 
     @property
     def seconds(self) -> float:
@@ -81,53 +94,49 @@ class PassRun:
 
     def _items(self) -> list[Item]:
         return [
-            Item(owner, index, self._models.index(request.model_id), self._fed(datum), request.loss_config)
+            Item(owner, index, self._models.index(request.model_id), datum, self._losses[owner], request.loss_config)
             for owner, request in enumerate(self._requests)
             for index, datum in enumerate(request.data)
         ]
 
-    def _fed(self, datum: Datum) -> Datum:
-        """What the device gets of a datum: inputs of a loss on the host stay there."""
-        return datum if isinstance(self._loss, Loss) else replace(datum, inputs={})
+    def _score(self, activations: Activations, scored: Sequence[Scored]) -> list[DatumOutput]:
+        """What the head says of each, its gradients left where they belong."""
+        parts = list(head_slices(scored, len(activations.batch.tokens)))
+        outputs = [self._trainer.score(activations, part, self._gradients) for part in parts]
+        return collect(scored, parts, jax.device_get(outputs))
 
-    def _run(self, loss: Loss, batch: TrainBatch, backward: bool) -> PassOutput:
-        """One program; its gradients, if any, are added to those of the run."""
-        assert self._set is not None, "a pass has an adapter"
-        if not backward:
-            return self._trainer.forward(self._set, batch, loss)
-        output, gradient = self._trainer.forward_backward(self._set, batch, loss)
-        for entry in {placement.item.adapter for placement in batch.placements}:
-            own = entry_gradient(gradient, self._adapters[entry], entry, self._set.stacked)
-            self._gradients[entry] = accumulate(self._gradients[entry], own)
-        return output
+    def _evaluate(self, activations: Activations, placements: Sequence[Placement]) -> list[Scored]:
+        """Losses that need whole sequences, from the logprobs; what carries their gradients to the head.
 
-    def _evaluate(self, loss: DatumLoss, batch: TrainBatch) -> None:
-        """Forward, the loss of each datum on the host, and its gradient back through cross_entropy.
-
-        d(-w * lp) / d lp = -w, so weights that are the negative gradient carry it to the adapter. The second forward
-        is the price of not keeping activations between programs, which would copy the base weights they refer to.
+        d(-w * lp) / d lp = -w, so cross_entropy with the negative gradient as its weights does.
         """
-        output = self._run(CROSS_ENTROPY, batch, backward=False)
-        weights = np.zeros_like(output.logprobs)
-        for placement in batch.placements:
-            item = placement.item
-            datum = self._requests[item.owner].data[item.index]
-            logprobs = _logprobs(output, placement)
-            value = evaluate(loss, logprobs, datum, item.index)
-            placement.cells(weights)[...] = -value.gradient.reshape(placement.cells(weights).shape)
-            self._outputs[item.owner, item.index] = DatumOutput(logprobs, value.loss, value.metrics, 1.0)
-        if self._backward:
-            self._run(CROSS_ENTROPY, replace(batch, inputs={"weights": weights}), backward=True)
+        weightless = [Scored(p, CROSS_ENTROPY, {"weights": 0.0}, backward=False) for p in placements]
+        outputs = self._score(activations, weightless)
+        gradients: dict[Placement, np.ndarray] = {}
+        by_loss = groupby(zip(placements, outputs, strict=True), key=lambda pair: pair[0].item.loss)
+        for loss, members in by_loss:
+            here, known = zip(*members, strict=True)
+            values = _of_rows(loss, here, known) if isinstance(loss, Loss) else self._of_host(loss, here, known)
+            gradients |= dict(zip(here, values, strict=True))
+        self._keep(placements, outputs)
+        if not self._backward:
+            return []
+        return [Scored(p, CROSS_ENTROPY, {"weights": -gradients[p]}, backward=True) for p in placements]
 
-    def _keep(self, output: PassOutput, batch: TrainBatch) -> None:
-        for placement in batch.placements:
-            item, span = placement.item, placement.span
-            self._outputs[item.owner, item.index] = DatumOutput(
-                _logprobs(output, placement),
-                _sum(output.loss[span]),
-                {name: _sum(values[span]) for name, values in output.metrics.items()},
-                0.0 if output.counts is None else _sum(output.counts[span]),
-            )
+    def _of_host(
+        self, loss: DatumLoss, placements: Sequence[Placement], outputs: Sequence[DatumOutput]
+    ) -> list[np.ndarray]:
+        """Evaluate a loss of the host; fills in ``outputs`` and returns the gradients."""
+        values = []
+        for placement, output in zip(placements, outputs, strict=True):
+            value = evaluate(loss, output.logprobs, placement.item.datum, placement.item.index)
+            output.loss, output.metrics, output.count = value.loss, value.metrics, 1.0
+            values.append(value.gradient)
+        return values
+
+    def _keep(self, placements: Sequence[Placement], outputs: Sequence[DatumOutput]) -> None:
+        for placement, output in zip(placements, outputs, strict=True):
+            self._outputs[placement.item.owner, placement.item.index] = output
 
     def _result(self, owner: int, request: ForwardBackward) -> ForwardBackwardResult:
         outputs = [self._outputs[owner, index] for index in range(len(request.data))]
@@ -143,6 +152,47 @@ class PassRun:
             logprobs=tuple(output.logprobs for output in outputs),
             metrics=_reduced(outputs) | {"loss:sum": loss, "tokens:sum": tokens},
         )
+
+
+def collect(scored: Sequence[Scored], parts: Sequence[HeadSlice], outputs: Sequence[SliceOutput]) -> list[DatumOutput]:
+    """Put together again what the head said of each, from the slices that its positions went to."""
+    results = [DatumOutput(np.zeros(s.placement.item.datum.targets.shape, np.float32)) for s in scored]
+    flat = [result.logprobs.reshape(len(result.logprobs), -1) for result in results]
+    for part, output in zip(parts, outputs, strict=True):
+        logprobs = output.logprobs.reshape(len(part.index), -1)
+        for number in np.unique(part.scored[part.scored >= 0]):
+            rows, one, result = part.scored == number, scored[number], results[number]
+            places = part.index[rows] - one.placement.start
+            flat[number][places] = logprobs[rows, : flat[number].shape[1]]
+            metrics = {name: output.terms.metrics[name] for name in metric_names(one.loss)}
+            _add_terms(result, Terms(output.terms.loss, metrics, output.terms.counts), rows)
+    return results
+
+
+def _of_rows(loss: Loss, placements: Sequence[Placement], outputs: Sequence[DatumOutput]) -> list[np.ndarray]:
+    """Evaluate a loss that looks across positions, one datum a row; fills in ``outputs``, returns the gradients."""
+    lengths = [len(placement.item) for placement in placements]
+    shape = bucket(len(lengths)), bucket(max(lengths), ROW_WIDTH)
+    real = np.arange(shape[1]) < np.array(lengths + [0] * (shape[0] - len(lengths)))[:, None]
+    logprobs = np.zeros(shape, np.float32)
+    inputs = {name: np.zeros(shape, np.float32) for name in loss.inputs}
+    for row, (placement, output) in enumerate(zip(placements, outputs, strict=True)):
+        logprobs[row, : lengths[row]] = output.logprobs.reshape(-1)
+        for name, values in placement.item.inputs(loss).items():
+            inputs[name][row, : lengths[row]] = np.asarray(values).reshape(-1)
+    terms, gradient = loss_gradient(loss, logprobs, inputs, real)
+    for row, output in enumerate(outputs):
+        _add_terms(output, terms, (row, slice(0, lengths[row])))
+    shapes = [placement.item.datum.targets.shape for placement in placements]
+    return [gradient[row, :n].reshape(shape) for row, (n, shape) in enumerate(zip(lengths, shapes, strict=True))]
+
+
+def _add_terms(output: DatumOutput, terms: Terms, where: Any) -> None:
+    """Add the sums over ``where`` of arrays of terms."""
+    output.loss += _sum(terms.loss[where])
+    sums = {name: _sum(values[where]) for name, values in terms.metrics.items()}
+    output.metrics = {name: output.metrics.get(name, 0.0) + value for name, value in sums.items()}
+    output.count += 0.0 if terms.counts is None else _sum(terms.counts[where])
 
 
 def evaluate(loss: DatumLoss, logprobs: np.ndarray, datum: Datum, index: int) -> DatumLossValue:
@@ -173,11 +223,6 @@ def _find(losses: Losses, name: str) -> Loss | DatumLoss:
     return loss
 
 
-def _logprobs(output: PassOutput, placement: Placement) -> np.ndarray:
-    """A datum's logprobs in the shape of its targets."""
-    return placement.cells(output.logprobs).reshape(placement.item.datum.targets.shape).copy()
-
-
 def _reduced(outputs: Sequence[DatumOutput]) -> dict[str, float]:
     """Metrics of all datums: sums, and means by the counts. What is not finite, or counted nothing, is left out.
 
@@ -192,7 +237,7 @@ def _reduced(outputs: Sequence[DatumOutput]) -> dict[str, float]:
     return {name: value for name, value in reduced.items() if math.isfinite(value)}
 
 
-def _sum(array: np.ndarray) -> float:
+def _sum(array: Any) -> float:
     return float(array.sum(dtype=np.float64))
 
 

@@ -10,9 +10,8 @@ import jax
 import numpy as np
 
 from txlab.engine.decoding import Scores
-from txlab.engine.packing import bucket
+from txlab.engine.packing import HEAD_TOKENS, bucket
 from txlab.engine.requests import AltTokens, Sample, TopLogprobs
-from txlab.engine.trainer import HEAD_TOKENS
 
 SENTINEL = -99999.0  # logprob of a top-k entry that does not exist
 

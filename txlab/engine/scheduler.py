@@ -24,10 +24,10 @@ class Ticket:
     arrival: int
 
     @property
-    def group(self) -> tuple[bool, str]:
-        """Passes of one group may share a device batch."""
+    def backward(self) -> bool:
+        """Whether a pass computes gradients. Passes of one kind may share a device batch."""
         assert isinstance(self.request, ForwardBackward)
-        return self.request.backward, self.request.loss
+        return self.request.backward
 
     @property
     def tokens(self) -> int:
@@ -104,9 +104,9 @@ class Scheduler:
         return min(found, key=lambda pair: pair[0])[1].ready.popleft() if found else None
 
     def next_passes(self) -> list[Ticket]:
-        """Passes of one group that may run together now, of all models.
+        """Passes of one kind, all backward or none, that may run together now, of all models and losses.
 
-        The longest waiting pass chooses the group; others join in order of arrival up to a limit of tokens, so that
+        The longest waiting pass chooses the kind; others join in order of arrival up to a limit of tokens, so that
         a large request delays a small one of another model by a bounded time.
         """
         ready = sorted((t for model in self._models.values() for t in model.passes()), key=lambda t: t.arrival)
@@ -114,7 +114,7 @@ class Scheduler:
             return []
         chosen: list[Ticket] = []
         tokens = 0
-        for ticket in (t for t in ready if t.group == ready[0].group):
+        for ticket in (t for t in ready if t.backward == ready[0].backward):
             if chosen and tokens + ticket.tokens > self._pass_tokens:
                 continue
             chosen.append(ticket)

@@ -1,71 +1,161 @@
-"""The jitted programs of training: forward, forward_backward, optim_step.
-
-The vocabulary-sized logits of a batch are never all alive: the head and its log-softmax run over one slice of
-positions at a time, and the backward pass recomputes each slice.
-"""
+"""Runs training: batches forward, through the head, and back; gradients added up; the optimizer's step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
-from jax import lax
 
-from txlab.engine.losses import Loss, apply
-from txlab.engine.packing import TrainBatch
+from txlab.engine import programs
+from txlab.engine.losses import Loss, Terms, apply
+from txlab.engine.packing import HeadSlice, TrainBatch
+from txlab.engine.programs import Kept, Lora, Place, SliceInputs, SliceOutput
 from txlab.engine.requests import AdamParams, OptimStepResult, RequestError
 from txlab.lora.adapter import Adapter, Weights, zero_moments
-from txlab.lora.linear import AdapterSet, LoraProjector, head_of_row
-from txlab.models.attention import segment_attention
-from txlab.models.decoder import Decoder, base_projector
+from txlab.lora.linear import HEAD
+from txlab.models.config import ModelConfig
+from txlab.models.decoder import Decoder
 
-HEAD_TOKENS = 128  # positions whose logits are alive together
 LOSSES_COMPILED = 64  # losses whose programs are kept; users replace theirs again and again
 
 
-class Arrays(NamedTuple):
-    """The device's part of a TrainBatch, in NumPy or traced; shapes as there."""
+@dataclass(slots=True, eq=False)
+class Activations:
+    """A batch on the device, between its forward and its backward pass."""
 
-    tokens: Any
-    positions: Any
-    segment_ids: Any
-    targets: Any
-    inputs: Mapping[str, Any]
-    adapters: Any
-
-
-class PassOutput(NamedTuple):
-    """Of one batch, (B, T) float32 each, 0 in padding."""
-
-    logprobs: Any  # (B, T), or (B, T, K) as the targets
-    loss: Any  # elementwise; of K targets together
-    metrics: Mapping[str, Any]  # elementwise, as Terms has them
-    counts: Any  # what means divide by, elementwise, or None
+    batch: TrainBatch
+    adapters: Sequence[Lora]
+    place: Place
+    hidden: jax.Array  # (N, D) after the last layer
+    dhidden: jax.Array  # (N, D), what the head has written of its gradient
+    kept: list[list[Kept]]  # by layer, by window; empty without a backward pass
 
 
 class Trainer:
-    """Runs passes and optimizer steps over one base model."""
+    """Passes over one base model. ``keep_tokens`` is the longest batch whose activations are kept, not recomputed."""
 
-    def __init__(self, decoder: Decoder, remat_tokens: int):
-        self._graph, self._state = nnx.split(decoder)
-        self._remat_tokens = remat_tokens
+    def __init__(self, decoder: Decoder, keep_tokens: int):
+        self._config = decoder.config
+        self._embedding, self._norm, self._head = decoder.embedding[...], decoder.norm[...], decoder.head
+        self._layers = decoder.weights
+        self._keep_tokens = keep_tokens
 
-    def forward(self, adapters: AdapterSet | None, batch: TrainBatch, loss: Loss) -> PassOutput:
-        """Logprobs, elementwise loss and metrics."""
-        return jax.device_get(_programs(loss).forward(self._graph, self._state, adapters, _arrays(batch)))
+    def forward(self, batch: TrainBatch, adapters: Sequence[Adapter], backward: bool) -> Activations:
+        """Run a batch through the layers, each window with the adapter that it names."""
+        loras = [Lora(adapter.weights, np.float32(adapter.scale)) for adapter in adapters]
+        hidden, dhidden, place = programs.embed(
+            self._config, self._embedding, batch.tokens, batch.positions, batch.segment_ids
+        )
+        recompute = len(batch.tokens) > self._keep_tokens
+        kept: list[list[Kept]] = []
+        for layer, weights in enumerate(self._layers):
+            of_layer = []
+            for window in batch.windows:
+                hidden, one = programs.layer_forward(
+                    self._config,
+                    window.width,
+                    weights,
+                    loras[window.adapter],
+                    np.int32(layer),
+                    place,
+                    hidden,
+                    np.int32(window.start),
+                )
+                of_layer.append(Kept(one.x, None, None) if recompute else one)
+            if backward:
+                kept.append(of_layer)
+        return Activations(batch, loras, place, hidden, dhidden, kept)
 
-    def forward_backward(self, adapters: AdapterSet, batch: TrainBatch, loss: Loss) -> tuple[PassOutput, Weights]:
-        """The same, and the gradient of the summed loss by ``adapters.weights``, left on the device."""
-        remat = batch.tokens.size > self._remat_tokens
-        run = _programs(loss).forward_backward
-        output, gradient = run(self._graph, remat, self._state, adapters, _arrays(batch))
-        return jax.device_get(output), gradient
+    def score(self, activations: Activations, part: HeadSlice, gradients: Sequence[Gradient | None]) -> SliceOutput:
+        """Logprobs and loss of a slice; where it is ``backward``, the head's gradients go where they belong."""
+        own = programs.head_lora(activations.adapters[part.adapter])
+        inputs = SliceInputs(part.index, part.targets, part.inputs)
+        shared = (self._config, self._norm, self._head, own, np.int32(part.kind), activations.hidden)
+        if not part.backward:
+            return programs.head_forward(*shared, inputs)
+        gradient = gradients[part.adapter]
+        assert gradient is not None, "a slice with a gradient has an adapter that takes it"
+        output, activations.dhidden, gradient.head = programs.head_backward(
+            *shared, activations.dhidden, gradient.head, inputs
+        )
+        return output
+
+    def backward(self, activations: Activations, gradients: Sequence[Gradient | None]) -> None:
+        """Carry what the head has written back through the layers, and add up the adapters' gradients."""
+        dhidden = activations.dhidden
+        for layer in reversed(range(len(self._layers))):
+            of_layer = activations.kept.pop()
+            for window in activations.batch.windows:
+                gradient = gradients[window.adapter]
+                assert gradient is not None, "a window of a backward pass has an adapter that takes its gradient"
+                dhidden, gradient.layers = programs.layer_backward(
+                    self._config,
+                    window.width,
+                    self._layers[layer],
+                    activations.adapters[window.adapter],
+                    np.int32(layer),
+                    of_layer.pop(0),
+                    activations.place,
+                    dhidden,
+                    gradient.layers,
+                    np.int32(window.start),
+                )
+
+
+class Gradient:
+    """The gradient of one adapter while it is added up, layers and head apart, as programs take them."""
+
+    def __init__(self, adapter: Adapter):
+        zeros = _zeros_like(dict(adapter.weights))
+        self.head = zeros.pop(HEAD, None)
+        self.layers: Weights = zeros
+
+    def total(self) -> Weights:
+        """All of it, in the form of the adapter's weights."""
+        return {**self.layers, **({} if self.head is None else {HEAD: self.head})}
+
+
+def loss_gradient(
+    loss: Loss, logprobs: np.ndarray, inputs: Mapping[str, np.ndarray], real: np.ndarray
+) -> tuple[Terms, np.ndarray]:
+    """A loss that looks across positions, at (B, T) of one datum a row: its terms, and d(sum) / d(logprobs)."""
+    return jax.device_get(_loss_program(loss)(logprobs, inputs, real))
+
+
+@lru_cache(maxsize=LOSSES_COMPILED)
+def _loss_program(loss: Loss):
+    """A loss that falls out takes its compiled programs along; as a static argument jit would hold on to it."""
+
+    def total(logprobs: jax.Array, inputs: Mapping[str, jax.Array], real: jax.Array) -> tuple[jax.Array, Terms]:
+        _, terms = apply(loss.function, logprobs, inputs, real)
+        return terms.loss.sum(), terms
+
+    def evaluate(*arrays):
+        gradient, terms = jax.grad(total, has_aux=True)(*arrays)
+        return terms, gradient
+
+    return jax.jit(evaluate)
+
+
+def activation_bytes(config: ModelConfig, itemsize: int) -> int:
+    """Device memory that a token's activations take between its forward and its backward pass.
+
+    Of each layer: its input, the results of its products but the last, and of attention its result and sums.
+    """
+    attended = config.num_heads * config.head_dim
+    products = 2 * config.hidden_size + attended + 2 * config.num_kv_heads * config.head_dim
+    of_layer = products + attended + 2 * config.intermediate_size
+    return config.num_layers * (of_layer * itemsize + 4 * config.num_heads)
+
+
+def keep_tokens(config: ModelConfig, itemsize: int, most_bytes: int) -> int:
+    """The largest power of two of tokens whose activations fit into ``most_bytes``, at least 64."""
+    return max(64, 1 << int(np.log2(max(1, most_bytes // activation_bytes(config, itemsize)))))
 
 
 def accumulate(total: Weights | None, gradient: Weights) -> Weights:
@@ -89,82 +179,9 @@ def optim_step(adapter: Adapter, params: AdamParams) -> OptimStepResult:
     return OptimStepResult({"grad_norm": norm, "learning_rate": params.learning_rate, "step": float(adapter.step)})
 
 
-def _arrays(batch: TrainBatch) -> Arrays:
-    return Arrays(batch.tokens, batch.positions, batch.segment_ids, batch.targets, batch.inputs, batch.adapters)
-
-
-class Programs(NamedTuple):
-    """The jitted programs of one loss; arguments as in ``_forward`` and ``_forward_backward``, the loss left out."""
-
-    forward: Callable[..., PassOutput]
-    forward_backward: Callable[..., tuple[PassOutput, Weights]]
-
-
-@lru_cache(maxsize=LOSSES_COMPILED)
-def _programs(loss: Loss) -> Programs:
-    """A loss that falls out takes its compiled programs along; as a static argument jit would hold on to it."""
-    return Programs(
-        jax.jit(partial(_forward, loss), static_argnums=0),
-        jax.jit(partial(_forward_backward, loss), static_argnums=(0, 1)),
-    )
-
-
-def _forward(loss: Loss, graph, state, adapters: AdapterSet | None, arrays: Arrays) -> PassOutput:
-    return _pass(nnx.merge(graph, state), adapters, arrays, loss)
-
-
-def _forward_backward(loss: Loss, graph, remat: bool, state, adapters: AdapterSet, arrays: Arrays):
-    decoder = nnx.merge(graph, state)
-
-    def total(weights: Weights):
-        output = _pass(decoder, AdapterSet(weights, adapters.scale, adapters.stacked), arrays, loss, remat)
-        return output.loss.sum(), output
-
-    gradient, output = jax.grad(total, has_aux=True)(adapters.weights)
-    return output, gradient
-
-
-def _pass(decoder: Decoder, adapters: AdapterSet | None, arrays: Arrays, loss: Loss, remat: bool = False) -> PassOutput:
-    project = base_projector if adapters is None else LoraProjector(adapters, arrays.adapters)
-    attend = segment_attention(arrays.segment_ids)
-    hidden, _ = decoder(arrays.tokens, arrays.positions, attend, project=project, remat=remat)  # (B, T, D)
-    logprobs = target_logprobs(decoder.head, adapters, arrays.adapters, hidden, arrays.targets)
-    logprobs, terms = apply(loss, logprobs, arrays.inputs, arrays.segment_ids > 0)
-    return PassOutput(logprobs, *terms)
-
-
-def target_logprobs(
-    head: jax.Array, adapters: AdapterSet | None, rows: jax.Array, hidden: jax.Array, targets: jax.Array
-) -> jax.Array:
-    """Log-probabilities float32 of ``targets`` (B, T) or (B, T, K), from states (B, T, D) and the head (V, D).
-
-    One slice of HEAD_TOKENS positions at a time: of all rows together where they share an adapter, else of a row.
-    """
-    batch, width, *many = targets.shape
-    shared = adapters is None or not adapters.stacked
-    size = min(HEAD_TOKENS, batch * width if shared else width)
-    slices = batch * width // size
-
-    @jax.checkpoint
-    def slice_logprobs(hidden: jax.Array, targets: jax.Array, row: jax.Array) -> jax.Array:
-        logits = head_logits(head, adapters, hidden, row)  # (S, V)
-        chosen = jnp.take_along_axis(logits, targets, axis=-1)  # (S, K)
-        return chosen - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-
-    of_slice = jnp.repeat(rows, slices // batch) if not shared else jnp.zeros(slices, jnp.int32)
-    parts = (hidden.reshape(slices, size, -1), targets.reshape(slices, size, -1), of_slice)
-    _, logprobs = lax.scan(lambda _, part: (None, slice_logprobs(*part)), None, parts)
-    return logprobs.reshape(batch, width, *many)
-
-
-def head_logits(head: jax.Array, adapters: AdapterSet | None, hidden: jax.Array, row: jax.Array) -> jax.Array:
-    """Float32 logits (S, V) of states (S, D) that share the adapter ``row``."""
-    logits = base_projector.head(hidden, head).astype(jnp.float32)
-    own = head_of_row(adapters, row)
-    if own is None:
-        return logits
-    (a, b), scale = own
-    return logits + ((hidden.astype(jnp.float32) @ a) * scale) @ b
+@jax.jit
+def _zeros_like(weights: Weights) -> dict:
+    return jax.tree.map(jnp.zeros_like, weights)
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -173,6 +190,7 @@ def _add(total: Weights, gradient: Weights) -> Weights:
 
 
 @partial(jax.jit, donate_argnums=(1, 2))
+@jax.named_scope("optimizer")
 def _optim_step(weights: Weights, gradient: Weights, moments: optax.ScaleByAdamState, adam: Mapping[str, jax.Array]):
     """AdamW as torch has it; weights are not donated, since a snapshot may share them."""
     norm = optax.tree.norm(gradient)

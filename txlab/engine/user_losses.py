@@ -189,7 +189,7 @@ def _sample_values(loss: Loss, width: int) -> tuple[float, np.ndarray, dict[str,
         inputs["logprobs"] = logprobs + row(0.1 * rng.standard_normal(LENGTH))
 
     def total(logprobs: jax.Array) -> tuple[jax.Array, Terms]:
-        terms = apply(loss, logprobs, inputs, real)[1]
+        terms = apply(loss.function, logprobs, inputs, real)[1]
         return terms.loss.sum(), terms
 
     (value, terms), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(logprobs)

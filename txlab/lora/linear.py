@@ -1,9 +1,8 @@
 """The multi-adapter linear layer: the one seam where adapters enter the base model and kernels are swapped.
 
-One adapter is applied to all rows without any gather; several are stacked, ranks padded to the largest, and each
-row of the batch gathers its own. The derivative is written out: it keeps the low-rank product between the two passes,
-asks for no gradient of the base, and flattens (B, T) before each product, which XLA's own derivative does not (a whole
-training step of SmolLM2 at 8 x 128 tokens on two cores took 4.5 s instead of 7.1).
+Training applies one adapter at a time, at its own rank, to the window of tokens that are its own; the derivative is
+written out and asks for no gradient of the base. Sampling has rows of several adapters in a batch: they are stacked,
+ranks padded to the largest, and each row gathers its own; one adapter alone is applied to all rows without a gather.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from jax import lax
 
 from txlab.lora.adapter import Adapter, Factors, Weights
 from txlab.models.config import UNEMBED
-from txlab.models.decoder import base_projector
+from txlab.models.decoder import Project, base_projector
 
 (HEAD,) = UNEMBED
 
@@ -41,30 +40,31 @@ class AdapterSet:
 
 @dataclass(frozen=True)
 class LoraProjector:
-    """Every linear layer of the base plus the low-rank product of each row's adapter.
+    """Every linear layer of the base plus the low-rank product of each row's adapter, for forward passes.
 
     ``rows`` (B,) int32 says which of the stacked adapters a row uses; one adapter alone needs none.
     """
 
     adapters: AdapterSet
-    rows: jax.Array
+    rows: jax.Array | None
 
-    @property
-    def layers(self) -> Weights:
-        """The factors that have a layer axis, scanned along with the base's weights."""
-        return {name: factors for name, factors in self.adapters.weights.items() if name != HEAD}
-
-    def __call__(self, name: str, x: jax.Array, kernel: jax.Array, layer: Any) -> jax.Array:
+    def layer(self, index: int) -> Project:
         """X (B, T, in), kernel (in, out) -> (B, T, out)."""
-        if name not in layer:
-            return x @ kernel
-        a, b = layer[name]
-        if not self.adapters.stacked:
-            return _shared(x, kernel, a, b, self.adapters.scale)
-        return _gathered(x, kernel, a[self.rows], b[self.rows], self.adapters.scale[self.rows])
+        scale, stacked = self.adapters.scale, self.adapters.stacked
+
+        def project(name: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
+            if name not in self.adapters.weights:
+                return x @ kernel
+            a, b = (array[index] for array in self.adapters.weights[name])
+            if not stacked:
+                return adapted(x.reshape(-1, x.shape[-1]), kernel, Factors(a, b), scale).reshape(*x.shape[:-1], -1)
+            low = jnp.einsum("bti,bir->btr", x.astype(jnp.float32), a[self.rows]) * scale[self.rows, None, None]
+            return x @ kernel + jnp.einsum("btr,bro->bto", low, b[self.rows]).astype(x.dtype)
+
+        return project
 
     def head(self, hidden: jax.Array, embedding: jax.Array) -> jax.Array:
-        """Hidden (B, T, D), embedding (V, D) -> float32 logits (B, T, V)."""
+        """Hidden (B, T, D), with one adapter (..., D), embedding (V, D) -> float32 logits (..., V)."""
         logits = base_projector.head(hidden, embedding)
         if HEAD not in self.adapters.weights:
             return logits
@@ -76,66 +76,25 @@ class LoraProjector:
         return logits + jnp.einsum("btr,brv->btv", low, b[self.rows])
 
 
-@jax.custom_vjp
-def _shared(x: jax.Array, kernel: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
-    """X (B, T, in) through kernel (in, out) and one adapter, a (in, r) and b (r, out)."""
-    return _shared_forward(x, kernel, a, b, scale)[0]
+def adapted(x: jax.Array, kernel: jax.Array, factors: Factors, scale: jax.Array) -> jax.Array:
+    """X (N, in) through kernel (in, out) and one adapter, a (in, r) and b (r, out); its products are float32."""
+    y = x @ kernel
+    with jax.named_scope("adapter"):
+        low = (x.astype(jnp.float32) @ factors.a) * scale  # (N, r)
+        return y + (low @ factors.b).astype(x.dtype)
 
 
-def _shared_forward(x, kernel, a, b, scale):
-    flat = x.reshape(-1, x.shape[-1])  # (N, in)
-    low = (flat.astype(jnp.float32) @ a) * scale  # (N, r)
-    y = flat @ kernel + (low @ b).astype(x.dtype)
-    return y.reshape(*x.shape[:-1], -1), (x, low, kernel, a, b, scale)
-
-
-def _shared_backward(kept, dy):
-    x, low, kernel, a, b, scale = kept
-    flat, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    wide = dy.astype(jnp.float32)
-    dlow = (wide @ b.T) * scale  # (N, r)
-    dx = dy @ kernel.T + (dlow @ a.T).astype(x.dtype)
-    da = (dlow.T @ flat.astype(jnp.float32)).T  # this order is the faster one
-    return dx.reshape(x.shape), None, da, low.T @ wide, None
-
-
-_shared.defvjp(_shared_forward, _shared_backward)
-
-
-@jax.custom_vjp
-def _gathered(x: jax.Array, kernel: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
-    """The same with an adapter for each row: a (B, in, R), b (B, R, out), scale (B,)."""
-    return _gathered_forward(x, kernel, a, b, scale)[0]
-
-
-def _gathered_forward(x, kernel, a, b, scale):
-    flat = x.reshape(-1, x.shape[-1])
-    low = jnp.einsum("bti,bir->btr", x.astype(jnp.float32), a) * scale[:, None, None]
-    y = (flat @ kernel).reshape(*x.shape[:-1], -1) + jnp.einsum("btr,bro->bto", low, b).astype(x.dtype)
-    return y, (x, low, kernel, a, b, scale)
-
-
-def _gathered_backward(kept, dy):
-    x, low, kernel, a, b, scale = kept
-    wide = dy.astype(jnp.float32)
-    dlow = jnp.einsum("bto,bro->btr", wide, b) * scale[:, None, None]
-    dx = (dy.reshape(-1, dy.shape[-1]) @ kernel.T).reshape(x.shape)
-    dx = dx + jnp.einsum("btr,bir->bti", dlow, a).astype(x.dtype)
-    da = jnp.einsum("bti,btr->bir", x.astype(jnp.float32), dlow)
-    return dx, None, da, jnp.einsum("btr,bto->bro", low, wide), None
-
-
-_gathered.defvjp(_gathered_forward, _gathered_backward)
-
-
-def head_of_row(adapters: AdapterSet | None, row: jax.Array) -> tuple[Factors, jax.Array] | None:
-    """The head's factors, a (D, R) and b (R, V), and scale () of one row's adapter; None where the head has none."""
-    if adapters is None or HEAD not in adapters.weights:
-        return None
-    factors = adapters.weights[HEAD]
-    if not adapters.stacked:
-        return factors, adapters.scale
-    return Factors(factors.a[row], factors.b[row]), adapters.scale[row]
+def adapted_gradient(
+    x: jax.Array, kernel: jax.Array, factors: Factors, scale: jax.Array, dy: jax.Array
+) -> tuple[jax.Array, Factors]:
+    """The gradients of ``adapted`` by x and by the factors, from that by its result; the base gets none."""
+    dx = dy @ kernel.T
+    with jax.named_scope("adapter"):
+        flat, wide = x.astype(jnp.float32), dy.astype(jnp.float32)
+        low = (flat @ factors.a) * scale
+        dlow = (wide @ factors.b.T) * scale
+        da = (dlow.T @ flat).T  # this order is the faster one
+        return dx + (dlow @ factors.a.T).astype(x.dtype), Factors(da, low.T @ wide)
 
 
 def combine(adapters: Sequence[Adapter | None], size: int) -> AdapterSet | None:
@@ -156,12 +115,6 @@ def combine(adapters: Sequence[Adapter | None], size: int) -> AdapterSet | None:
             own = {name: stack[name] for name in adapter.weights}
             stack |= _write_entry(own, adapter.weights, entry)
     return AdapterSet(stack, np.array(scale + [0.0] * (size - len(scale)), np.float32), stacked=True)
-
-
-def entry_gradient(gradient: Weights, adapter: Adapter, entry: int, stacked: bool) -> Weights:
-    """One adapter's part, at its own rank, of the gradient of an adapter set's weights."""
-    own = {name: gradient[name] for name in adapter.weights}
-    return _read_entry(own, entry, adapter.lora.rank) if stacked else own
 
 
 def _empty_stack(adapters: Sequence[Adapter], size: int) -> dict[str, Factors]:
@@ -186,13 +139,3 @@ def _write_entry(stack: Weights, weights: Weights, entry: jax.Array) -> Weights:
         return lax.dynamic_update_slice(array, values, [entry if i == axis else 0 for i in range(array.ndim)])
 
     return jax.tree.map(write, stack, weights)
-
-
-@partial(jax.jit, static_argnums=2)
-def _read_entry(gradient: Weights, entry: jax.Array, rank: int) -> Weights:
-    def read(factors: Factors) -> Factors:
-        a = lax.dynamic_index_in_dim(factors.a, entry, factors.a.ndim - 3, keepdims=False)
-        b = lax.dynamic_index_in_dim(factors.b, entry, factors.b.ndim - 3, keepdims=False)
-        return Factors(a[..., :rank], b[..., :rank, :])
-
-    return {name: read(factors) for name, factors in gradient.items()}

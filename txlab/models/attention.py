@@ -15,13 +15,12 @@ from jax.typing import DTypeLike
 from txlab.models.config import ModelConfig, RopeScaling
 
 Cache = Any  # any pytree of arrays
-Attend = Callable[[Array, Array, Array, Array, Cache], tuple[Array, Cache]]
+Attend = Callable[[int | Array, Array, Array, Array, Cache], tuple[Array, Cache]]
 """``attend(layer_index, q, k, v, cache) -> (out, cache)``.
 
-q and out are (B, T, Hq, hd); k and v are (B, T, Hkv, hd), all after rotation; ``layer_index`` is a scalar int32.
+q and out are (B, T, Hq, hd); k and v are (B, T, Hkv, hd), all after rotation; ``layer_index``: an int or () int32.
 """
 
-BLOCK, MAX_BLOCKS = 128, 16  # queries to a block, fastest on CPU; blocks to a sequence, for the compiler's sake
 MASKED = -1e30  # finite, so that a row without keys gives an average and not NaN
 
 
@@ -94,36 +93,6 @@ def make_cache(config: ModelConfig, sequences: int, context: int, dtype: DTypeLi
     return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
-def segment_attention(segment_ids: Array) -> Attend:
-    """Attention for training and prefill: causal, within equal ids of ``segment_ids`` (B, T); id 0 is padding.
-
-    Queries go in blocks, each over the keys up to its end, so that what is above the diagonal costs nothing
-    and the weights of one block alone are alive.
-    """
-    length = segment_ids.shape[1]
-    block = max(BLOCK, -(-length // MAX_BLOCKS))
-    blocks = [slice(start, min(start + block, length)) for start in range(0, length, block)]
-    masks = [_segment_mask(segment_ids, queries) for queries in blocks]
-    attention = jax.checkpoint(grouped_attention)  # its weights are far larger than its result: compute them again
-
-    def attend(layer: Array, q: Array, k: Array, v: Array, cache: Cache) -> tuple[Array, Cache]:
-        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # (B, Hkv, T, hd)
-        parts = [
-            attention(q[:, queries], k[:, :, : queries.stop], v[:, :, : queries.stop], mask)
-            for queries, mask in zip(blocks, masks, strict=True)
-        ]
-        return jnp.concatenate(parts, axis=1), cache
-
-    return attend
-
-
-def _segment_mask(segment_ids: Array, queries: slice) -> Array:
-    """Which keys [0, queries.stop) each query of the block sees: (B, t, s) bool."""
-    own, keys = segment_ids[:, queries, None], segment_ids[:, None, : queries.stop]
-    causal = jnp.arange(queries.start, queries.stop)[:, None] >= jnp.arange(queries.stop)
-    return causal & (own == keys) & (own != 0)
-
-
 def cached_attention(positions: Array, rows: Array | None = None, width: int | None = None) -> Attend:
     """Attention over a KVCache: writes the new keys and values at ``positions``, then looks at all up to them.
 
@@ -132,7 +101,7 @@ def cached_attention(positions: Array, rows: Array | None = None, width: int | N
     ``width`` is how many tokens of the cache are looked at, at most C; valid positions are below it.
     """
 
-    def attend(layer: Array, q: Array, k: Array, v: Array, cache: KVCache) -> tuple[Array, KVCache]:
+    def attend(layer: int | Array, q: Array, k: Array, v: Array, cache: KVCache) -> tuple[Array, KVCache]:
         cache = KVCache(*(_write(old, layer, new, positions, rows) for old, new in zip(cache, (k, v), strict=True)))
         keys, values = (_read(array, layer, rows, width) for array in cache)  # (B, Hkv, C, hd)
         mask = jnp.arange(keys.shape[2]) <= positions[:, :, None]  # (B, T, C)
@@ -159,7 +128,7 @@ def grouped_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
     return out.reshape(batch, steps, heads, size)
 
 
-def _write(array: Array, layer: Array, new: Array, positions: Array, rows: Array | None) -> Array:
+def _write(array: Array, layer: int | Array, new: Array, positions: Array, rows: Array | None) -> Array:
     """Put ``new`` (B, T, Hkv, hd) at ``positions`` (B, T) of one layer of ``array`` (L, S, Hkv, C, hd), in place."""
     rows = jnp.arange(new.shape[0]) if rows is None else rows
     heads = jnp.arange(new.shape[2])
@@ -167,7 +136,7 @@ def _write(array: Array, layer: Array, new: Array, positions: Array, rows: Array
     return array.at[where].set(new.astype(array.dtype), mode="drop")
 
 
-def _read(array: Array, layer: Array, rows: Array | None, width: int | None) -> Array:
+def _read(array: Array, layer: int | Array, rows: Array | None, width: int | None) -> Array:
     """One layer of ``array`` (L, S, Hkv, C, hd): the first ``width`` tokens of ``rows``."""
     whole = lax.dynamic_index_in_dim(array, layer, keepdims=False)[:, :, :width]
     return whole if rows is None else whole[rows]

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import jax
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
@@ -53,8 +54,8 @@ def load_base(settings: ModelSettings, mesh: Mesh | None = None) -> BaseModel:
         tokenizer=tokenizer,
         tokenizer_dir=tokenizer_dir,
         eos_ids=_eos_ids(config, tokenizer),
-        parameter_count=sum(array.size for array in parameters.values()),
-        memory_bytes=sum(array.nbytes for array in parameters.values()),
+        parameter_count=sum(array.size for array in jax.tree.leaves(parameters)),
+        memory_bytes=sum(array.nbytes for array in jax.tree.leaves(parameters)),
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +13,15 @@ from jax import Array, lax
 from txlab.models.attention import Attend, Cache, apply_rope, rope_angles
 from txlab.models.config import ModelConfig, projection_shapes
 
+Project = Callable[[str, Array, Array], Array]
+"""``project(name, x, kernel) -> y``: (..., in), (in, out) -> (..., out) for one projection of a layer."""
+
 
 class Projector(Protocol):
     """The seam by which adapters enter: computes every matrix product of the decoder."""
 
-    @property
-    def layers(self) -> Any:
-        """A pytree whose leaves have a leading axis L; each layer sees its slice as ``layer``."""
-
-    def __call__(self, name: str, x: Array, kernel: Array, layer: Any) -> Array:
-        """(B, T, in), (in, out) -> (B, T, out) for the projection ``name`` of one layer."""
+    def layer(self, index: int) -> Project:
+        """What computes the products of one layer."""
 
     def head(self, hidden: Array, embedding: Array) -> Array:
         """(..., D), (V, D) -> (..., V)."""
@@ -31,10 +30,8 @@ class Projector(Protocol):
 class BaseProjector:
     """The base model alone."""
 
-    layers = None
-
-    def __call__(self, name: str, x: Array, kernel: Array, layer: Any) -> Array:
-        return x @ kernel
+    def layer(self, index: int) -> Project:
+        return lambda name, x, kernel: x @ kernel
 
     def head(self, hidden: Array, embedding: Array) -> Array:
         return lax.dot_general(hidden, embedding, (((hidden.ndim - 1,), (1,)), ((), ())))
@@ -44,18 +41,20 @@ base_projector = BaseProjector()
 
 
 class Decoder(nnx.Module):
-    """Token ids in, hidden states out. Layer parameters are stacked: each has a leading axis L.
+    """Token ids in, hidden states out. Each layer has arrays of its own, so that a product reads them where they lie.
 
-    ``parameters`` maps the names and shapes of ``parameter_shapes`` to arrays.
+    ``parameters`` maps the names of ``parameter_shapes`` to an array, or to one for each layer.
     """
 
-    def __init__(self, config: ModelConfig, parameters: Mapping[str, Array]):
+    def __init__(self, config: ModelConfig, parameters: Mapping[str, Array | Sequence[Array]]):
         self.config = config
         self.embedding = nnx.Param(parameters["embedding"])  # (V, D)
         self.unembedding = None if config.tie_word_embeddings else nnx.Param(parameters["unembedding"])  # (V, D)
         self.norm = nnx.Param(parameters["norm"])  # (D,)
-        stacked = {name.removeprefix("layers."): a for name, a in parameters.items() if name.startswith("layers.")}
-        self.layers = nnx.data({name: nnx.Param(array) for name, array in stacked.items()})
+        of_layers = {n.removeprefix("layers."): arrays for n, arrays in parameters.items() if n.startswith("layers.")}
+        self.layers = nnx.data(
+            [{name: nnx.Param(arrays[i]) for name, arrays in of_layers.items()} for i in range(config.num_layers)]
+        )
 
     def __call__(
         self,
@@ -64,29 +63,24 @@ class Decoder(nnx.Module):
         attend: Attend,
         cache: Cache = None,
         project: Projector = base_projector,
-        remat: bool = False,
     ) -> tuple[Array, Cache]:
-        """(B, T) int32 ids and positions -> (B, T, D) states after the final norm, and the cache as attention left it.
-
-        ``remat``: a backward pass recomputes each layer instead of keeping its activations.
-        """
-        config = self.config
-        cos, sin = rope_angles(config, positions)  # (B, T, hd/2)
+        """(B, T) int32 ids and positions -> (B, T, D) states after the final norm, and the cache it left."""
+        rope = rope_angles(self.config, positions)
         x = self.embedding[...][tokens]  # (B, T, D)
+        for index, weights in enumerate(self.weights):
 
-        def layer(carry, scanned):
-            x, cache = carry
-            index, weights, adapters = scanned
-            block = _Block(config, weights, lambda name, x, kernel: project(name, x, kernel, adapters))
-            out, cache = block.attention(index, x, cos, sin, attend, cache)
-            x = x + out
-            return (x + block.mlp(x), cache), None
+            def attend_here(q: Array, k: Array, v: Array, index: int = index) -> Array:
+                nonlocal cache
+                out, cache = attend(index, q, k, v, cache)
+                return out
 
-        weights = {name: param[...] for name, param in self.layers.items()}
-        indices = jnp.arange(config.num_layers, dtype=jnp.int32)
-        body = jax.checkpoint(layer) if remat else layer
-        (x, cache), _ = lax.scan(body, (x, cache), (indices, weights, project.layers))
-        return rms_norm(x, self.norm[...], config.rms_norm_eps), cache
+            x = block(self.config, weights, x, rope, attend_here, project.layer(index))
+        return rms_norm(x, self.norm[...], self.config.rms_norm_eps), cache
+
+    @property
+    def weights(self) -> list[Mapping[str, Array]]:
+        """The arrays of each layer, by name."""
+        return [{name: param[...] for name, param in layer.items()} for layer in self.layers]
 
     @property
     def head(self) -> Array:
@@ -98,36 +92,35 @@ class Decoder(nnx.Module):
         return project.head(hidden, self.head).astype(jnp.float32)
 
 
-class _Block:
-    """One layer: its slice of the weights, and the projector bound to its slice of the adapters."""
+def block(
+    config: ModelConfig,
+    weights: Mapping[str, Array],
+    x: Array,
+    rope: tuple[Array, Array],
+    attend: Callable[[Array, Array, Array], Array],
+    project: Project,
+) -> Array:
+    """One layer: x (B, T, D) -> (B, T, D).
 
-    def __init__(self, config: ModelConfig, weights: Mapping[str, Array], project: Callable[..., Array]):
-        self.config = config
-        self.weights = weights
-        self._project = project
+    ``attend`` takes q (B, T, Hq, hd), k and v (B, T, Hkv, hd), rotated by ``rope``, and returns the shape of q.
+    """
 
-    def project(self, name: str, x: Array) -> Array:
-        y = self._project(name, x, self.weights[name])
-        bias = self.weights.get(f"{name}.bias")
+    def linear(name: str, x: Array) -> Array:
+        y = project(name, x, weights[name])
+        bias = weights.get(f"{name}.bias")
         return y if bias is None else y + bias
 
-    def norm(self, name: str, x: Array) -> Array:
-        return rms_norm(x, self.weights[name], self.config.rms_norm_eps)
+    def norm(name: str, x: Array) -> Array:
+        return rms_norm(x, weights[name], config.rms_norm_eps)
 
-    def attention(
-        self, index: Array, x: Array, cos: Array, sin: Array, attend: Attend, cache: Cache
-    ) -> tuple[Array, Cache]:
-        x = self.norm("attention_norm", x)
-        heads = (*x.shape[:2], -1, self.config.head_dim)
-        q, k, v = (self.project(name, x).reshape(heads) for name in ("q_proj", "k_proj", "v_proj"))  # (B, T, H, hd)
-        if self.config.qk_norm:
-            q, k = self.norm("q_norm", q), self.norm("k_norm", k)
-        out, cache = attend(index, apply_rope(q, cos, sin), apply_rope(k, cos, sin), v, cache)
-        return self.project("o_proj", out.reshape(*x.shape[:2], -1)), cache
-
-    def mlp(self, x: Array) -> Array:
-        x = self.norm("mlp_norm", x)
-        return self.project("down_proj", jax.nn.silu(self.project("gate_proj", x)) * self.project("up_proj", x))
+    h, heads = norm("attention_norm", x), (*x.shape[:2], -1, config.head_dim)
+    q, k, v = (linear(name, h).reshape(heads) for name in ("q_proj", "k_proj", "v_proj"))  # (B, T, H, hd)
+    if config.qk_norm:
+        q, k = norm("q_norm", q), norm("k_norm", k)
+    out = attend(apply_rope(q, *rope), apply_rope(k, *rope), v)
+    x = x + linear("o_proj", out.reshape(*x.shape[:2], -1))
+    h = norm("mlp_norm", x)
+    return x + linear("down_proj", jax.nn.silu(linear("gate_proj", h)) * linear("up_proj", h))
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:
@@ -138,18 +131,15 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all that a Decoder holds; kernels are (L, in, out)."""
-    layers, hidden = config.num_layers, config.hidden_size
-    projections = projection_shapes(config)
+    """Names and shapes of all that a Decoder holds; of ``layers.*`` there are L, their kernels (in, out)."""
+    hidden, projections = config.hidden_size, projection_shapes(config)
     shapes: dict[str, tuple[int, ...]] = {"embedding": (config.vocab_size, hidden), "norm": (hidden,)}
     if not config.tie_word_embeddings:
         shapes["unembedding"] = (config.vocab_size, hidden)
-    for name, (size_in, size_out) in projections.items():
-        if name != "lm_head":
-            shapes[f"layers.{name}"] = (layers, size_in, size_out)
+    shapes |= {f"layers.{name}": shape for name, shape in projections.items() if name != "lm_head"}
     biased = ("q_proj", "k_proj", "v_proj") * config.qkv_bias + ("o_proj",) * config.o_bias
-    shapes |= {f"layers.{name}.bias": (layers, projections[name][1]) for name in biased}
-    shapes |= {f"layers.{name}": (layers, hidden) for name in ("attention_norm", "mlp_norm")}
+    shapes |= {f"layers.{name}.bias": projections[name][1:] for name in biased}
+    shapes |= {f"layers.{name}": (hidden,) for name in ("attention_norm", "mlp_norm")}
     if config.qk_norm:
-        shapes |= {f"layers.{name}": (layers, config.head_dim) for name in ("q_norm", "k_norm")}
+        shapes |= {f"layers.{name}": (config.head_dim,) for name in ("q_norm", "k_norm")}
     return shapes

@@ -1,4 +1,4 @@
-"""Streams base weights, tensor by tensor, from safetensors or GGUF into the stacked arrays of a Decoder."""
+"""Streams base weights, tensor by tensor, from safetensors or GGUF into the arrays of a Decoder."""
 
 from __future__ import annotations
 
@@ -128,22 +128,26 @@ class GGUFFile:
         return array
 
 
-def load_parameters(config: ModelConfig, tensors: Tensors, mesh: Mesh, dtype: str = "float32") -> dict[str, jax.Array]:
-    """All parameters of a Decoder in ``dtype``, placed on ``mesh``; one stacked parameter at a time is in host memory.
+def load_parameters(
+    config: ModelConfig, tensors: Tensors, mesh: Mesh, dtype: str = "float32"
+) -> dict[str, jax.Array | list[jax.Array]]:
+    """All parameters of a Decoder in ``dtype``, placed on ``mesh``; one tensor at a time is in host memory.
 
     Raises WeightsError for missing, unexpected or misshapen tensors.
     """
     shapes = parameter_shapes(config)
-    _check_names(config, tensors, shapes)
-    total = sum(shape[0] if name.startswith("layers.") else 1 for name, shape in shapes.items())
-    parameters = {}
+    _check_names(config, tensors)
+    total = sum(len(_names(name, tensors, config)) for name in shapes)
+    parameters: dict[str, jax.Array | list[jax.Array]] = {}
     with progress(total, "Loading weights", "tensor") as bar:
         for name, shape in shapes.items():
-            stacked = np.empty(shape, jnp.dtype(dtype))
-            for tensor, target in _targets(tensors.spelling[name], stacked):
-                _copy(tensors, tensor, target, transposed=stacked.ndim == 3)
+            of_layers = name.startswith("layers.")
+            arrays = []
+            for tensor in _names(name, tensors, config):
+                array = _read(tensors, tensor, shape, dtype, transposed=of_layers and len(shape) == 2)
+                arrays.append(jax.device_put(array, sharding(mesh, name)))
                 bar.update()
-            parameters[name] = jax.device_put(stacked, sharding(mesh, name))
+            parameters[name] = arrays if of_layers else arrays[0]
     return parameters
 
 
@@ -154,28 +158,23 @@ def _open(path: Path) -> Any:
         raise WeightsError(f"{path} is damaged: {error}") from None
 
 
-def _targets(spelling: str, stacked: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """Names of the tensors of one parameter, each with the part of ``stacked`` that it fills."""
-    if "{}" not in spelling:
-        return [(spelling, stacked)]
-    return [(spelling.format(layer), stacked[layer]) for layer in range(stacked.shape[0])]
+def _names(parameter: str, tensors: Tensors, config: ModelConfig) -> list[str]:
+    """Names of the tensors of one parameter: one, or one for each layer."""
+    spelling = tensors.spelling[parameter]
+    return [spelling.format(layer) for layer in range(config.num_layers)] if "{}" in spelling else [spelling]
 
 
-def _copy(tensors: Tensors, name: str, target: np.ndarray, transposed: bool) -> None:
+def _read(tensors: Tensors, name: str, shape: tuple[int, ...], dtype: str, transposed: bool) -> np.ndarray:
     array = tensors.read(name)
     array = array.T if transposed else array
-    if array.shape != target.shape:
-        expected, found = (shape[::-1] if transposed else shape for shape in (target.shape, array.shape))
+    if array.shape != shape:
+        expected, found = (shape[::-1] if transposed else shape for shape in (shape, array.shape))
         raise WeightsError(f"tensor {name!r} has shape {found}, but the configuration makes it {expected}")
-    target[...] = array
+    return np.ascontiguousarray(array, jnp.dtype(dtype))
 
 
-def _check_names(config: ModelConfig, tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    expected = {
-        tensors.spelling[name].format(layer)
-        for name, shape in shapes.items()
-        for layer in range(shape[0] if name.startswith("layers.") else 1)
-    }
+def _check_names(config: ModelConfig, tensors: Tensors) -> None:
+    expected = {tensor for parameter in parameter_shapes(config) for tensor in _names(parameter, tensors, config)}
     ignored = {tensors.spelling["unembedding"]} if config.tie_word_embeddings else set()
     unexpected = {name for name in tensors.names - expected - ignored if not name.endswith("rotary_emb.inv_freq")}
     for problem, names in (("lacks", expected - tensors.names), ("has unexpected", unexpected)):
