@@ -15,9 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+
+from benchmarks.measure import best, numpy_matmul_gflops, table
 
 TRAIN_FLOPS = 0.6e9  # a token of SmolLM2-135M, LoRA rank 32 on all linear layers: forward, backward, no base gradient
 
@@ -55,39 +57,22 @@ def measure(compile_cache: Path) -> dict[str, float]:
     training.forward_backward(small, "cross_entropy").result()
     figures = {"import_s": imported - began, "serve_s": served - imported}
     figures["serve_to_first_forward_backward_s"] = time.perf_counter() - imported
-    figures["matmul_gflops"] = rate = matmul_gflops()
+    figures["matmul_gflops"] = rate = numpy_matmul_gflops()
     for rows, width in ((8, 64), (8, 128)):
-        batch = data(rows, width)
-        tokens_per_second = rows * width / best(lambda batch=batch: step(batch))
+        tokens_per_second = rows * width / best(partial(step, data(rows, width)))
         figures[f"train_{rows}x{width}_tokens_per_s"] = tokens_per_second
         figures[f"train_{rows}x{width}_share"] = tokens_per_second * TRAIN_FLOPS / (rate * 1e9)
     sampler = training.save_weights_and_get_sampling_client().result()
     prompt = types.ModelInput.from_ints(list(range(100, 164)))
+    greedy = types.SamplingParams(max_tokens=64, temperature=0.0, stop=[])
+
+    def sample(count: int) -> None:
+        sampler.sample(prompt, num_samples=count, sampling_params=greedy).result()
+
     for count in (1, 8, 32):
-        params = types.SamplingParams(max_tokens=64, temperature=0.0, stop=[])
-        seconds = best(lambda n=count, p=params: sampler.sample(prompt, num_samples=n, sampling_params=p).result())
-        figures[f"sample_{count}_tokens_per_s"] = 64 * count / seconds
+        figures[f"sample_{count}_tokens_per_s"] = 64 * count / best(partial(sample, count))
     lab.stop()
     return figures
-
-
-def matmul_gflops(size: int = 1024) -> float:
-    """NumPy's float32 matrix product."""
-    import numpy as np
-
-    a = np.ones((size, size), np.float32)
-    return 2 * size**3 / best(lambda: a @ a, tries=10) / 1e9
-
-
-def best(work: Callable[[], object], tries: int = 3) -> float:
-    """Seconds of the fastest of some tries, after one to warm up."""
-    work()
-    seconds = []
-    for _ in range(tries):
-        began = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
 
 
 def overhead_ms(folder: Path) -> float:
@@ -128,10 +113,9 @@ def main() -> None:
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             runs[name] = json.loads(output.splitlines()[-1])
             print(json.dumps({"run": name, **runs[name]}), flush=True)
-    print(f"\n{'':36}{'cold':>10}{'warm':>10}")
-    for figure, cold in runs["cold"].items():
-        print(f"{figure:36}{cold:10.2f}{runs['warm'][figure]:10.2f}")
-    print(f"{'forward of one token, tiny model, ms':36}{runs['tiny']['overhead_ms']:20.2f}")
+    rows = [(figure, cold, runs["warm"][figure]) for figure, cold in runs["cold"].items()]
+    rows.append(("forward of one token, tiny model, ms", None, runs["tiny"]["overhead_ms"]))
+    print(f"\n{table(('', 'cold', 'warm'), rows)}")
 
 
 if __name__ == "__main__":

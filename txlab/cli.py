@@ -1,4 +1,4 @@
-"""The ``txlab`` command: serve without a notebook, fetch a model, open the lab in JupyterLab."""
+"""The ``txlab`` command: serve without a notebook, fetch a model, open the lab in JupyterLab, time a training step."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from txlab.config import DEFAULT_MODEL, ModelSettings, ServerSettings, Settings
@@ -28,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return serve_forever(args)
         if args.command == "fetch":
             return fetch(args.model)
+        if args.command == "bench":
+            return bench(args)
         return open_lab(args.notebook, passed_on)
     except TxlabError as error:
         print(f"txlab: {error}", file=sys.stderr)
@@ -60,6 +63,16 @@ def build_parser() -> argparse.ArgumentParser:
 
     fetch = commands.add_parser("fetch", help="bring a base model into the cache")
     fetch.add_argument("model", nargs="?", default=DEFAULT_MODEL, help=model_help)
+
+    bench = commands.add_parser("bench", help="time a training step beside this machine's matmul rate")
+    bench.add_argument("model", nargs="?", default=DEFAULT_MODEL, help=model_help)
+    bench.add_argument("--rows", type=int, default=8, help="sequences in the step (default: %(default)s)")
+    bench.add_argument("--length", type=int, default=128, help="tokens of each (default: %(default)s)")
+    bench.add_argument("--rank", type=int, default=32, help="rank of the adapter (default: %(default)s)")
+    bench.add_argument("--profile", action="store_true", help="also trace a step, and show where its time goes")
+    bench.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="with --profile: keep the trace, for Perfetto or XProf"
+    )
 
     lab = commands.add_parser("lab", help="open a notebook in JupyterLab; options after it are passed on")
     lab.add_argument("notebook", nargs="?", type=Path, help="default: the Pig Latin tutorial")
@@ -98,6 +111,39 @@ def fetch(model: str) -> int:
     except ModelNotFound as error:
         raise TxlabError(str(error)) from None
     print(f"{model} is at {source.path}")
+    return 0
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Print how fast this machine trains, and with ``--profile`` where the time goes.
+
+    Raises TxlabError where the model cannot be had or the step is too large for it.
+    """
+    from txlab.engine.engine import Engine
+    from txlab.engine.events import EventBus
+    from txlab.engine.requests import RequestError
+    from txlab.notebook.errors import TxlabError
+    from txlab.notebook.lab import load_model
+    from txlab.profiling.bench import run_bench
+    from txlab.profiling.profile import run_profile
+    from txlab.profiling.report import render_bench, render_profile
+    from txlab.profiling.workload import StepShape
+
+    settings = Settings(model=ModelSettings(name=args.model))
+    if args.profile:  # the cache knows no op_names: it may hold a program as older code named it
+        settings = replace(settings, engine=replace(settings.engine, compile_cache=None))
+    shape = StepShape(args.rows, args.length, args.rank)
+    engine = Engine(load_model(settings), settings.engine, EventBus())
+    engine.start()
+    try:
+        if args.profile:
+            print(render_profile(run_profile(engine, shape, args.keep)))
+        else:
+            print(render_bench(run_bench(engine, shape)))
+    except RequestError as error:
+        raise TxlabError(str(error)) from None
+    finally:
+        engine.stop()
     return 0
 
 

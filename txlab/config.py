@@ -46,6 +46,7 @@ class EngineSettings:
     cache_bytes: int = 2 << 30  # most memory of the KV cache
     snapshot_bytes: int = 2 << 30  # most memory of snapshots; the least recently used go first
     max_rank: int = 256
+    warm_up: bool = True  # the lab compiles likely programs ahead, while it is idle
     compile_cache: Path | None = field(default_factory=lambda: default_cache() / "xla")
 
 

@@ -9,6 +9,7 @@ from tests.engine.tools import datum, tokens
 from txlab.engine.losses import FUSED, FUSED_INPUTS, LOSSES
 from txlab.engine.packing import HEAD_TOKENS, MIN_WIDTH, SLICES, Item, Scored, bucket, head_slices, pack
 from txlab.engine.requests import Datum, RequestError
+from txlab.models.segments import BLOCK
 
 CE = LOSSES["cross_entropy"]
 
@@ -53,6 +54,18 @@ def test_windows_are_powers_of_two_side_by_side_within_the_budget():
         assert end <= 1024
 
 
+def test_blocks_are_joined_and_sequences_stay_inside_them():
+    (batch,) = pack(items([100] * 7 + [300]), 2048)
+    assert [(w.width, w.apart) for w in batch.windows] == [(512, False), (512, True), (128, False)], (
+        "the longest one's window takes two more"
+    )
+    for p in batch.placements:
+        (window,) = [w for w in batch.windows if w.start <= p.start < w.start + w.width]
+        blocks = {(at - window.start) // BLOCK for at in (p.start, p.span.stop - 1)}
+        assert len(blocks) == 1 or not window.apart
+    assert all(len({w.apart for w in b.windows}) == 1 for b in pack(items([90] * 5), 128)), "none is joined"
+
+
 def test_a_sequence_longer_than_the_budget_gets_a_batch_of_its_own():
     first, second = pack(items([700, 30], [0, 1]), 256)
     assert (len(first.tokens), [w.width for w in first.windows]) == (1024, [1024])
@@ -61,7 +74,7 @@ def test_a_sequence_longer_than_the_budget_gets_a_batch_of_its_own():
 
 def test_short_sequences_of_one_adapter_share_windows():
     (batch,) = pack(items([25] * 7), 1024)
-    assert [w.width for w in batch.windows] == [128, 64], "five and two"
+    assert [(w.width, w.apart) for w in batch.windows] == [(256, True)], "five and two"
     (alone,) = pack(items([25]), 1024)
     assert [w.width for w in alone.windows] == [64], "one short sequence is not padded to a wide window"
     (apart,) = pack(items([25] * 3, [0, 1, 1]), 1024)
@@ -74,9 +87,7 @@ def test_ragged_data_has_little_padding(seed):
     room = sum(w.width for batch in batches for w in batch.windows)
     used = sum(len(p.item) for batch in batches for p in batch.placements)
     assert used / room >= 0.9
-    assert batches[0].padding == pytest.approx(
-        1 - sum(len(p.item) for p in batches[0].placements) / sum(w.width for w in batches[0].windows)
-    )
+    assert sum(np.array(batch.used) for batch in batches).tolist() == [used, room]
 
 
 def scored(given, batch, **kw):

@@ -251,6 +251,7 @@ def test_what_activations_take_decides_how_many_are_kept(base):
     assert keep_tokens(config, 4, 1 << 30) == 1024
     assert keep_tokens(config, 4, 2048 * a_token) == 2048
     assert keep_tokens(config, 2, 1 << 20) == 64, "never so few that nothing runs"
+    assert keep_tokens(base.config, 4, 1 << 30) == 4096, "buffers of a tiny model stay small"
 
 
 def reference_adamw(p, gradients, adam: AdamParams):

@@ -82,8 +82,12 @@ class Client:
         """Submit a sequenced request of this adapter."""
         return ask(self.engine, kind(model_id=self.model_id, seq_id=next(self._seq), **fields))
 
+    def begin(self, *data: Datum, **fields) -> Future:
+        """Submit a forward_backward."""
+        return self.send(ForwardBackward, data=data, **fields)
+
     def forward_backward(self, *data: Datum, **fields):
-        return self.send(ForwardBackward, data=data, **fields).result(120)
+        return self.begin(*data, **fields).result(120)
 
     def forward(self, *data: Datum, **fields):
         return self.forward_backward(*data, backward=False, **fields)

@@ -49,6 +49,24 @@ def test_the_gradient(blocks):
     upstream = jnp.asarray(RNG.normal(size=Q.shape), jnp.float32) * (IDS > 0)[..., None, None]
     expected = jax.grad(lambda *qkv: (reference(*qkv) * upstream).sum(), argnums=(0, 1, 2))(Q, K, V)
     out, sums = attention(Q, K, V, jnp.asarray(IDS))
-    found = attention_gradient(Q, K, V, jnp.asarray(IDS), out, sums, upstream)
+    found = attention_gradient(Q, K, V, jnp.asarray(IDS), None, out, sums, upstream)
     for name, one, other in zip("qkv", found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_blocks_apart_are_a_shortcut_and_no_more(monkeypatch, apart):
+    """Where no segment crosses a block, the promise changes nothing; without it segments may cross."""
+    monkeypatch.setattr(segments, "BLOCK", 12)
+    ids = jnp.asarray(np.tile(np.repeat((1, 2, 0, 3, 4), (5, 6, 1, 4, 8)), (B, 1)))
+    upstream = jnp.asarray(RNG.normal(size=Q.shape), jnp.float32) * (ids > 0)[..., None, None]
+    (one, sums), (other, others) = attention(Q, K, V, ids), attention(Q, K, V, ids, jnp.bool_(apart))
+    np.testing.assert_allclose(other[ids > 0], one[ids > 0], atol=1e-6)
+    plain = attention_gradient(Q, K, V, ids, None, one, sums, upstream)
+    promised = attention_gradient(Q, K, V, ids, jnp.bool_(apart), other, others, upstream)
+    for x, y in zip(promised, plain, strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5)
+    if apart:
+        across, _ = attention(Q, K, V, jnp.ones_like(ids), jnp.bool_(apart))
+        alone, _ = attention(Q, K, V, jnp.repeat(jnp.arange(1, 3), 12)[None].repeat(B, 0))
+        np.testing.assert_allclose(across, alone, atol=1e-6, err_msg="a block sees nothing of another")

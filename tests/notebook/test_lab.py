@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import jax
 import pytest
 
 import txlab
@@ -72,6 +73,21 @@ def test_it_shows_itself(lab: Lab) -> None:
     assert "Started server process" in lab.logs()
     with pytest.raises(TxlabError, match="stopped"):
         lab.board()
+
+
+def test_a_profile_leaves_the_lab_as_it_was(lab: Lab) -> None:
+    report = lab.profile(rows=1, length=16, rank=2)
+    assert "1 x 16 tokens, rank 2" in report
+    assert "host: nothing ran" in report
+    (adapter,) = lab.status().view.adapters
+    assert adapter.state == "unloaded"
+    with pytest.raises(TxlabError, match="rows is 0"):
+        lab.profile(rows=0)
+    with jax.profiler.trace(os.environ["TXLAB_HOME"]), pytest.raises(TxlabError, match="one profile"):
+        lab.profile(rows=1, length=16, rank=2)
+    lab.stop()
+    with pytest.raises(TxlabError, match="stopped"):
+        lab.profile()
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,11 @@ def test_magics_show_status_and_logs(serving: Kernel) -> None:
     assert "Started server process" in serving.ok("%txlogs -n 100").text
 
 
+def test_magic_takes_a_step_apart(serving: Kernel) -> None:
+    assert "host: nothing ran" in serving.ok("%txprofile --rows 1 --length 16 --rank 2").text
+    assert serving.run("%txprofile --rows 0").error_name == "TxlabError"
+
+
 def test_restart_on_the_same_port_then_unload(serving: Kernel) -> None:
     port = _port(serving)
     serving.ok("before = dict(os.environ)\nmodel, held = lab.model, client.forward([datum], 'cross_entropy')")

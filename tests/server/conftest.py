@@ -26,7 +26,6 @@ from txlab.server.state import ServerState
 from txlab.store.checkpoints import Checkpoints
 from txlab.store.store import Store
 
-
 # The command line's entry point, left without Python's finalization: there the SDK's daemon threads, killed in the
 # middle of a call into Rust, now and then abort a process that has done all its work.
 TINKER = """

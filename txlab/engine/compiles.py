@@ -16,7 +16,7 @@ def use_compile_cache(folder: Path | None) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def watch_compiles(compiled: Callable[[str, float], None]) -> Callable[[], None]:

@@ -12,6 +12,7 @@ from txlab.config import EngineSettings
 from txlab.engine.compiles import use_compile_cache, watch_compiles
 from txlab.engine.events import (
     AdapterCreated,
+    BatchCompleted,
     EventBus,
     PassCompleted,
     ProgramCompiled,
@@ -48,6 +49,7 @@ from txlab.engine.requests import (
 from txlab.engine.sampler import Sampler
 from txlab.engine.scheduler import Done, Scheduler, Ticket, model_of
 from txlab.engine.trainer import Trainer, keep_tokens, optim_step
+from txlab.engine.warmup import WarmUp, rehearse
 from txlab.lora.adapter import Adapter, to_state
 from txlab.lora.bank import AdapterBank
 from txlab.models.base import BaseModel
@@ -85,6 +87,8 @@ class Engine:
         self._wake = threading.Condition()
         self._stopping = False
         self._thread: threading.Thread | None = None
+        self._idle = threading.Event()
+        self._warm_up: WarmUp | None = None
 
     # ----------------------------------------------------------------------- any thread
 
@@ -94,6 +98,11 @@ class Engine:
         self._thread = daemon_thread(self._run, "txlab-engine")
         self._thread.start()
 
+    def warm_up(self) -> None:
+        """Compile what short sequences will need, while nothing else is to be done."""
+        rehearsal = rehearse(self.base, self.train_tokens)
+        self._warm_up = WarmUp(rehearsal, self._idle, lambda: log.info("the programs of training are compiled"))
+
     def stop(self) -> None:
         """End after the work in hand, fail what is queued, free the device memory."""
         with self._wake:
@@ -101,6 +110,8 @@ class Engine:
             self._wake.notify()
         if self._thread is not None:
             self._thread.join()
+        if self._warm_up is not None:
+            self._warm_up.stop()
 
     def submit(self, request: Request, done: Done) -> None:
         """Queue ``request``. ``done`` gets its result, or the exception, on the engine thread; it must not block."""
@@ -125,8 +136,10 @@ class Engine:
     def _receive(self, wait: bool) -> bool:
         """Take in what has arrived; ``wait`` for something where nothing is left to do. False to end."""
         with self._wake:
-            if wait:
+            if wait and not (self._inbox or self._stopping):
+                self._idle.set()
                 self._wake.wait_for(lambda: self._inbox or self._stopping)
+                self._idle.clear()
             arrived, self._inbox = self._inbox, deque()
         for ticket in arrived:
             try:
@@ -199,7 +212,8 @@ class Engine:
         self._run_of_passes = PassRun(tickets, self._bank, self._trainer, self.losses, self.train_tokens)
 
     def _advance(self, run: PassRun) -> None:
-        if run.step() is not None:
+        if (batch := run.step()) is not None:
+            self._bus.publish(BatchCompleted(*batch.used))
             return
         results = run.results()
         run.commit()

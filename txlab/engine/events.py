@@ -72,6 +72,14 @@ class StateChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchCompleted:
+    """One micro-batch of training went through the device: its tokens, and the positions that they took."""
+
+    tokens: int
+    positions: int
+
+
+@dataclass(frozen=True, slots=True)
 class ProgramCompiled:
     """XLA compiled (or fetched from the cache) one program."""
 
@@ -79,7 +87,9 @@ class ProgramCompiled:
     seconds: float
 
 
-Event = AdapterCreated | PassCompleted | StepCompleted | SampleCompleted | StateChanged | ProgramCompiled
+Event = (
+    AdapterCreated | PassCompleted | StepCompleted | SampleCompleted | StateChanged | BatchCompleted | ProgramCompiled
+)
 
 
 class Series:
@@ -128,6 +138,8 @@ class LabView:
     samples: tuple[SampleCompleted, ...]  # newest first
     compiles: int
     compile_seconds: float
+    trained_tokens: int = 0  # of all adapters, forward passes too
+    trained_positions: int = 0  # what the device computed for them, padding included
 
 
 class EventBus:
@@ -140,6 +152,7 @@ class EventBus:
         self._samples: deque[SampleCompleted] = deque(maxlen=samples)
         self._compiles = 0
         self._compile_seconds = 0.0
+        self._tokens = self._positions = 0
 
     def publish(self, event: Event) -> None:
         """Fold an event into the history and wake whoever waits. Never blocks for long, never raises for a view."""
@@ -169,6 +182,8 @@ class EventBus:
                 samples=tuple(reversed(self._samples)),
                 compiles=self._compiles,
                 compile_seconds=self._compile_seconds,
+                trained_tokens=self._tokens,
+                trained_positions=self._positions,
             )
 
     def _fold(self, event: Event) -> None:
@@ -177,6 +192,9 @@ class EventBus:
                 self._adapters[model_id] = _History(AdapterView(model_id, name, rank, memory_bytes))
             case SampleCompleted():
                 self._samples.append(event)
+            case BatchCompleted():
+                self._tokens += event.tokens
+                self._positions += event.positions
             case ProgramCompiled():
                 self._compiles += 1
                 self._compile_seconds += event.seconds

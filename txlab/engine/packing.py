@@ -1,23 +1,25 @@
 """Training sequences to device batches: a flat run of positions, cut into windows of a few widths.
 
-A window holds sequences of one adapter, short ones together; segment ids keep them apart. Its layers cost what its
-width costs, at its adapter's own rank. The head sees no windows: ``head_slices`` gathers the positions that matter, of
-one adapter and loss, those that get a gradient apart from those that do not. NumPy only.
+A window holds sequences of one adapter; segment ids keep them apart. Those that fit into a block of attention are
+packed into such blocks, and these joined. Its layers cost what its width costs, at its adapter's own rank. The head
+sees no windows: ``head_slices`` gathers the positions that matter, of one adapter and loss, those that get a gradient
+apart from those that do not. NumPy only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import numpy as np
 
 from txlab.engine.losses import FUSED_INPUTS, DatumLoss, Loss, fused_kind
 from txlab.engine.requests import Datum, RequestError
+from txlab.models.segments import BLOCK
 
 MIN_WIDTH = 64
-FILL_WIDTH = 128  # short sequences are packed into windows of up to this width
+JOINED = 4 * BLOCK  # as many blocks of short sequences make one window: larger products, fewer reads of the weights
 HEAD_TOKENS = 128  # positions whose logits are alive together
 SLICES = (64, HEAD_TOKENS)  # the last slice takes the fewest that hold what is left
 
@@ -66,11 +68,15 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The positions [start, start + width) of a batch, all of one adapter."""
+    """The positions [start, start + width) of a batch, all of one adapter.
+
+    ``apart``: no sequence crosses a multiple of BLOCK in it, so that attention may look at each block by itself.
+    """
 
     start: int
     width: int
     adapter: int
+    apart: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,9 +90,9 @@ class TrainBatch:
     placements: tuple[Placement, ...]
 
     @property
-    def padding(self) -> float:
-        """Share of the windows' positions that hold no token."""
-        return 1 - np.count_nonzero(self.segment_ids) / sum(window.width for window in self.windows)
+    def used(self) -> tuple[int, int]:
+        """Tokens, and the positions of the windows that hold them."""
+        return int(np.count_nonzero(self.segment_ids)), sum(window.width for window in self.windows)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,57 +147,81 @@ def bucket(n: int, least: int = 1) -> int:
     return max(least, 1 << (n - 1).bit_length())
 
 
+@dataclass(slots=True, eq=False)
+class _Row:
+    """What lies side by side in one block, or in a window of its own."""
+
+    room: int
+    items: list[tuple[int, Item]] = field(default_factory=list)  # and where each begins
+    used: int = 0
+
+    def add(self, item: Item) -> None:
+        self.items.append((self.used, item))
+        self.used += len(item)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Filled:
+    """A window before it has a place."""
+
+    width: int
+    rows: Sequence[_Row]
+
+    @property
+    def apart(self) -> bool:
+        return len(self.rows) > 1
+
+
 def pack(items: Sequence[Item], budget: int) -> Iterator[TrainBatch]:
     """Lay ``items`` out in batches of ``budget`` positions; a longer sequence gets a batch of its own."""
-    batch: list[tuple[int, list[Item]]] = []
+    batch: list[_Filled] = []
     used = 0
-    for width, row in _rows(items):
-        if batch and used + width > budget:
-            yield _batch(batch, max(budget, used))
-            batch, used = [], 0
-        batch.append((width, row))
-        used += width
+    by_adapter = sorted(items, key=lambda item: (item.adapter, -len(item)))
+    for _, own in groupby(by_adapter, key=lambda item: item.adapter):
+        for window in _windows(list(own), min(JOINED, budget)):
+            if batch and used + window.width > budget:
+                yield _batch(batch, max(budget, used))
+                batch, used = [], 0
+            batch.append(window)
+            used += window.width
     if batch:
         yield _batch(batch, max(budget, used))
 
 
-def _rows(items: Sequence[Item]) -> Iterator[tuple[int, list[Item]]]:
-    """What each window holds, and its width: first fit, adapter by adapter, the longest sequences first."""
-    by_adapter = sorted(items, key=lambda item: (item.adapter, -len(item)))
-    for _, group in groupby(by_adapter, key=lambda item: item.adapter):
-        own = list(group)
-        left = sum(len(item) for item in own)
-        rows: list[list[Item]] = []
-        widths: list[int] = []
-        room: list[int] = []
-        for item in own:
-            row = next((r for r, free in enumerate(room) if free >= len(item)), None)
-            if row is None:
-                row, width = len(rows), bucket(max(len(item), min(FILL_WIDTH, left)), MIN_WIDTH)
-                rows.append([])
-                widths.append(width)
-                room.append(width)
-            rows[row].append(item)
-            room[row] -= len(item)
-            left -= len(item)
-        for width, row_items, free in zip(widths, rows, room, strict=True):
-            yield bucket(width - free, MIN_WIDTH), row_items
+def _windows(items: Sequence[Item], joined: int) -> Iterator[_Filled]:
+    """Windows for the sequences of one adapter, the longest first: first fit into rows, and full blocks joined."""
+    rows: list[_Row] = []
+    for item in items:
+        row = next((row for row in rows if row.room - row.used >= len(item)), None)
+        if row is None:
+            row = _Row(bucket(len(item), BLOCK))
+            rows.append(row)
+        row.add(item)
+    blocks = []
+    for row in rows:
+        if row.room == BLOCK:
+            blocks.append(row)
+        else:
+            yield _Filled(bucket(row.used, MIN_WIDTH), [row])
+    while blocks:
+        count = min(joined // BLOCK or 1, 1 << (len(blocks).bit_length() - 1))  # a power of two of them
+        now, blocks = blocks[:count], blocks[count:]
+        yield _Filled(bucket(now[0].used, MIN_WIDTH) if count == 1 else count * BLOCK, now)
 
 
-def _batch(rows: Sequence[tuple[int, list[Item]]], size: int) -> TrainBatch:
+def _batch(filled: Sequence[_Filled], size: int) -> TrainBatch:
     tokens, positions, segment_ids = (np.zeros(size, np.int32) for _ in range(3))
     windows, placements = [], []
     start = 0
-    for width, row in rows:
-        windows.append(Window(start, width, row[0].adapter))
-        at = start
-        for segment, item in enumerate(row, start=1):
-            placement = Placement(item, at)
+    for window in filled:
+        windows.append(Window(start, window.width, window.rows[0].items[0][1].adapter, window.apart))
+        placed = [(r * BLOCK + at, item) for r, row in enumerate(window.rows) for at, item in row.items]
+        for segment, (at, item) in enumerate(placed, start=1):
+            placement = Placement(item, start + at)
             span = placement.span
             tokens[span], positions[span], segment_ids[span] = item.datum.tokens, np.arange(len(item)), segment
             placements.append(placement)
-            at += len(item)
-        start += width
+        start += window.width
     return TrainBatch(tokens, positions, segment_ids, tuple(windows), tuple(placements))
 
 

@@ -50,6 +50,13 @@ class Place(NamedTuple):
     segment_ids: jax.Array
 
 
+class At(NamedTuple):
+    """A window, as programs take it."""
+
+    start: Any  # () int32
+    apart: Any  # () bool, see models.segments.attention
+
+
 class Kept(NamedTuple):
     """Of one layer and window, what the backward pass needs: the states before it, and unless they are recomputed
     the results of its products (1, W, out) by name and of its attention.
@@ -84,24 +91,24 @@ def embed(config: ModelConfig, embedding: jax.Array, tokens: jax.Array, position
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=6)
-def layer_forward(config: ModelConfig, width: int, weights, lora: Lora, layer, place: Place, hidden, start):
-    """One layer over the window at ``start``: the states (N, D) with it, and what was Kept."""
-    x, rope, segment_ids = _window(width, start, hidden, place)
-    y, kept = _forward(config, weights, _of_layer(lora, layer), x, rope, segment_ids)
-    return lax.dynamic_update_slice_in_dim(hidden, y[0], start, 0), kept
+def layer_forward(config: ModelConfig, width: int, weights, lora: Lora, layer, place: Place, hidden, at: At):
+    """One layer over a window: the states (N, D) with it, and what was Kept."""
+    x, where = _window(width, at, hidden, place)
+    y, kept = _forward(config, weights, _of_layer(lora, layer), x, where)
+    return lax.dynamic_update_slice_in_dim(hidden, y[0], at.start, 0), kept
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=(7, 8))
 def layer_backward(
-    config: ModelConfig, width: int, weights, lora: Lora, layer, kept: Kept, place: Place, dhidden, gradient, start
+    config: ModelConfig, width: int, weights, lora: Lora, layer, kept: Kept, place: Place, dhidden, gradient, at: At
 ):
     """The gradient by the states before the layer, (N, D) in place of that after it, and the adapter's, added up."""
-    dy, rope, segment_ids = _window(width, start, dhidden, place)
+    dy, where = _window(width, at, dhidden, place)
     own = _of_layer(lora, layer)
     if kept.products is None:
-        _, kept = _forward(config, weights, own, kept.x, rope, segment_ids)
-    dx, dfactors = _backward(config, weights, own, kept, rope, segment_ids, dy)
-    dhidden = lax.dynamic_update_slice_in_dim(dhidden, dx[0], start, 0)
+        _, kept = _forward(config, weights, own, kept.x, where)
+    dx, dfactors = _backward(config, weights, own, kept, where, dy)
+    dhidden = lax.dynamic_update_slice_in_dim(dhidden, dx[0], at.start, 0)
     added = {name: jax.tree.map(partial(_add_at, layer), gradient[name], dfactors[name]) for name in dfactors}
     return dhidden, {**gradient, **added}
 
@@ -165,10 +172,18 @@ def _rows(hidden: jax.Array, index: jax.Array) -> jax.Array:
     return hidden.at[index].get(mode="fill", fill_value=0)
 
 
-def _window(width: int, start, states: jax.Array, place: Place):
-    """A window of states (1, W, D), with its angles and segment ids."""
-    cut = lambda array: lax.dynamic_slice_in_dim(array, start, width)[None]  # noqa: E731
-    return cut(states), jax.tree.map(cut, place.rope), cut(place.segment_ids)
+class _Where(NamedTuple):
+    """A window's part of a Place: (1, W, hd/2) twice, (1, W), and whether its blocks are apart."""
+
+    rope: tuple[jax.Array, jax.Array]
+    segment_ids: jax.Array
+    apart: jax.Array
+
+
+def _window(width: int, at: At, states: jax.Array, place: Place) -> tuple[jax.Array, _Where]:
+    """A window of states (1, W, D), and where it stands."""
+    cut = lambda array: lax.dynamic_slice_in_dim(array, at.start, width)[None]  # noqa: E731
+    return cut(states), _Where(jax.tree.map(cut, place.rope), cut(place.segment_ids), at.apart)
 
 
 def _of_layer(lora: Lora, layer) -> Lora:
@@ -182,7 +197,7 @@ def _add_at(layer, total: jax.Array, part: jax.Array) -> jax.Array:
     return lax.dynamic_update_index_in_dim(total, here + part, layer, 0)
 
 
-def _forward(config: ModelConfig, weights, own: Lora, x, rope, segment_ids) -> tuple[jax.Array, Kept]:
+def _forward(config: ModelConfig, weights, own: Lora, x, where: _Where) -> tuple[jax.Array, Kept]:
     products: dict[str, jax.Array] = {}
     attended: list[jax.Array] = []
 
@@ -192,15 +207,15 @@ def _forward(config: ModelConfig, weights, own: Lora, x, rope, segment_ids) -> t
 
     @jax.named_scope("attention")
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        attended.extend(attention(q, k, v, segment_ids))
+        attended.extend(attention(q, k, v, where.segment_ids, where.apart))
         return attended[0]
 
-    y = block(config, weights, x, rope, attend, project)
+    y = block(config, weights, x, where.rope, attend, project)
     products.pop(_UNUSED)
     return y, Kept(x, products, (attended[0], attended[1]))
 
 
-def _backward(config: ModelConfig, weights, own: Lora, kept: Kept, rope, segment_ids, dy):
+def _backward(config: ModelConfig, weights, own: Lora, kept: Kept, where: _Where, dy):
     """Run the layer again with the results of its products given, and differentiate that."""
     assert kept.products is not None, "recomputed where it was not kept"
     assert kept.attended is not None, "recomputed where it was not kept"
@@ -208,9 +223,9 @@ def _backward(config: ModelConfig, weights, own: Lora, kept: Kept, rope, segment
 
     def again(x: jax.Array, factors: Mapping[str, Factors]) -> jax.Array:
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return _given_attention(q, k, v, segment_ids, out, sums)
+            return _given_attention(q, k, v, where.segment_ids, where.apart, out, sums)
 
-        return block(config, weights, x, rope, attend, _given_products(products, factors, own.scale))
+        return block(config, weights, x, where.rope, attend, _given_products(products, factors, own.scale))
 
     _, pull = jax.vjp(again, kept.x, own.weights)
     return pull(dy)
@@ -247,15 +262,15 @@ _given_linear.defvjp(lambda *given: (given[-1], given[:-1]), _given_linear_backw
 
 
 @jax.custom_vjp
-def _given_attention(q, k, v, segment_ids, out, sums) -> jax.Array:
+def _given_attention(q, k, v, segment_ids, apart, out, sums) -> jax.Array:
     """``out``, known to be what ``attention`` gives."""
     return out
 
 
 @jax.named_scope("attention")
 def _given_attention_backward(known, dout):
-    q, k, v, segment_ids, out, sums = known
-    return *attention_gradient(q, k, v, segment_ids, out, sums, dout), None, None, None
+    q, k, v, segment_ids, apart, out, sums = known
+    return *attention_gradient(q, k, v, segment_ids, apart, out, sums, dout), None, None, None, None
 
 
-_given_attention.defvjp(lambda *given: (given[4], given), _given_attention_backward)
+_given_attention.defvjp(lambda *given: (given[5], given), _given_attention_backward)

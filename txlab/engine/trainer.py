@@ -14,9 +14,9 @@ import optax
 from txlab.engine import programs
 from txlab.engine.losses import Loss, Terms, apply
 from txlab.engine.packing import HeadSlice, TrainBatch
-from txlab.engine.programs import Kept, Lora, Place, SliceInputs, SliceOutput
+from txlab.engine.programs import At, Kept, Lora, Place, SliceInputs, SliceOutput
 from txlab.engine.requests import AdamParams, OptimStepResult, RequestError
-from txlab.lora.adapter import Adapter, Weights, zero_moments
+from txlab.lora.adapter import Adapter, Weights, zero_moments, zeros_like
 from txlab.lora.linear import HEAD
 from txlab.models.config import ModelConfig
 from txlab.models.decoder import Decoder
@@ -37,12 +37,15 @@ class Activations:
 
 
 class Trainer:
-    """Passes over one base model. ``keep_tokens`` is the longest batch whose activations are kept, not recomputed."""
+    """Passes over one base model, or its first ``depth`` layers.
 
-    def __init__(self, decoder: Decoder, keep_tokens: int):
+    ``keep_tokens`` is the longest batch whose activations are kept, not recomputed.
+    """
+
+    def __init__(self, decoder: Decoder, keep_tokens: int, depth: int | None = None):
         self._config = decoder.config
         self._embedding, self._norm, self._head = decoder.embedding[...], decoder.norm[...], decoder.head
-        self._layers = decoder.weights
+        self._layers = decoder.weights[:depth]
         self._keep_tokens = keep_tokens
 
     def forward(self, batch: TrainBatch, adapters: Sequence[Adapter], backward: bool) -> Activations:
@@ -64,7 +67,7 @@ class Trainer:
                     np.int32(layer),
                     place,
                     hidden,
-                    np.int32(window.start),
+                    At(np.int32(window.start), np.bool_(window.apart)),
                 )
                 of_layer.append(Kept(one.x, None, None) if recompute else one)
             if backward:
@@ -103,7 +106,7 @@ class Trainer:
                     activations.place,
                     dhidden,
                     gradient.layers,
-                    np.int32(window.start),
+                    At(np.int32(window.start), np.bool_(window.apart)),
                 )
 
 
@@ -111,7 +114,7 @@ class Gradient:
     """The gradient of one adapter while it is added up, layers and head apart, as programs take them."""
 
     def __init__(self, adapter: Adapter):
-        zeros = _zeros_like(dict(adapter.weights))
+        zeros = dict(zeros_like(adapter.weights))
         self.head = zeros.pop(HEAD, None)
         self.layers: Weights = zeros
 
@@ -154,8 +157,8 @@ def activation_bytes(config: ModelConfig, itemsize: int) -> int:
 
 
 def keep_tokens(config: ModelConfig, itemsize: int, most_bytes: int) -> int:
-    """The largest power of two of tokens whose activations fit into ``most_bytes``, at least 64."""
-    return max(64, 1 << int(np.log2(max(1, most_bytes // activation_bytes(config, itemsize)))))
+    """The largest power of two of tokens whose activations fit into ``most_bytes``, from 64 to 4,096."""
+    return max(64, min(4096, 1 << int(np.log2(max(1, most_bytes // activation_bytes(config, itemsize))))))
 
 
 def accumulate(total: Weights | None, gradient: Weights) -> Weights:
@@ -169,7 +172,7 @@ def optim_step(adapter: Adapter, params: AdamParams) -> OptimStepResult:
     RequestError where the gradient is not finite: it is dropped, weights and moments stay as they were.
     """
     moments = adapter.moments if adapter.moments is not None else zero_moments(adapter.weights)
-    gradient = adapter.gradient if adapter.gradient is not None else zero_moments(adapter.weights).mu
+    gradient = adapter.gradient if adapter.gradient is not None else zeros_like(adapter.weights)
     adapter.gradient = None
     values = {name: np.float32(getattr(params, name)) for name in AdamParams.__dataclass_fields__}
     adapter.weights, adapter.moments, norm = _optim_step(adapter.weights, gradient, moments, values)
@@ -177,11 +180,6 @@ def optim_step(adapter: Adapter, params: AdamParams) -> OptimStepResult:
     if not np.isfinite(norm):
         raise RequestError("the accumulated gradient is not finite; it was dropped and the adapter is unchanged")
     return OptimStepResult({"grad_norm": norm, "learning_rate": params.learning_rate, "step": float(adapter.step)})
-
-
-@jax.jit
-def _zeros_like(weights: Weights) -> dict:
-    return jax.tree.map(jnp.zeros_like, weights)
 
 
 @partial(jax.jit, donate_argnums=0)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 AXES = ("data", "model")
 
@@ -34,11 +34,16 @@ def partition_spec(name: str) -> PartitionSpec:
     return PartitionSpec()
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh) -> Sharding:
     """A whole copy on every device of ``mesh``."""
-    return NamedSharding(mesh, PartitionSpec())
+    return _placement(mesh, PartitionSpec())
 
 
-def sharding(mesh: Mesh, name: str) -> NamedSharding:
+def sharding(mesh: Mesh, name: str) -> Sharding:
     """Placement of the parameter ``name`` on ``mesh``."""
-    return NamedSharding(mesh, partition_spec(name))
+    return _placement(mesh, partition_spec(name))
+
+
+def _placement(mesh: Mesh, spec: PartitionSpec) -> Sharding:
+    """On one device, plainly there: specs that mean the same but differ would compile a program twice."""
+    return SingleDeviceSharding(mesh.devices.item()) if mesh.size == 1 else NamedSharding(mesh, spec)

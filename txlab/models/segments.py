@@ -7,10 +7,10 @@ sums, as FlashAttention does (arXiv:2205.14135, algorithm 4), and needs no reduc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from txlab.models.attention import MASKED, Attend, Cache
 
@@ -26,12 +26,42 @@ def segment_attention(segment_ids: Array) -> Attend:
     return attend
 
 
-def attention(q: Array, k: Array, v: Array, segment_ids: Array) -> tuple[Array, Array]:
-    """Attended values (B, T, Hq, hd), and the log of each query's sum of exponentials (B, Hkv, T * Hq / Hkv) float32.
+def attention(q: Array, k: Array, v: Array, segment_ids: Array, apart: Array | None = None) -> tuple[Array, Array]:
+    """Attended values (B, T, Hq, hd), and the log of each query's sum of exponentials (B, T, Hq) float32.
 
     q is (B, T, Hq, hd), k and v are (B, T, Hkv, hd), segment_ids (B, T); query head h reads key head h // (Hq / Hkv).
+    ``apart`` () bool promises that no segment crosses a multiple of BLOCK, which saves what lies between blocks.
     """
-    kv_heads = k.shape[2]
+    if apart is None or segment_ids.shape[1] <= BLOCK:
+        return _attention(q, k, v, segment_ids)
+    together = lambda arrays: _attention(*arrays)  # noqa: E731
+    return lax.cond(apart, _by_block(together), together, (q, k, v, segment_ids))
+
+
+def attention_gradient(
+    q: Array, k: Array, v: Array, segment_ids: Array, apart: Array | None, out: Array, sums: Array, dout: Array
+) -> tuple[Array, Array, Array]:
+    """The gradients by q, k and v, from that by ``out``; ``out`` and ``sums`` as ``attention`` returns them."""
+    arrays = (q, k, v, segment_ids, out, sums, dout)
+    if apart is None or segment_ids.shape[1] <= BLOCK:
+        return _gradient(*arrays)
+    together = lambda arrays: _gradient(*arrays)  # noqa: E731
+    return lax.cond(apart, _by_block(together), together, arrays)
+
+
+def _by_block(function: Callable[[tuple[Array, ...]], tuple[Array, ...]]) -> Callable[..., tuple[Array, ...]]:
+    """The function of arrays (B, T, ...), computed on (B * T / BLOCK, BLOCK, ...)."""
+
+    def computed(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+        shape = arrays[0].shape[:2]
+        found = function(tuple(x.reshape(-1, BLOCK, *x.shape[2:]) for x in arrays))
+        return tuple(x.reshape(*shape, *x.shape[2:]) for x in found)
+
+    return computed
+
+
+def _attention(q: Array, k: Array, v: Array, segment_ids: Array) -> tuple[Array, Array]:
+    kv_heads, heads = k.shape[2], q.shape[2]
     keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)  # (B, Hkv, T, hd)
     outs, sums = [], []
     for rows, mask in _blocks(segment_ids):
@@ -40,24 +70,21 @@ def attention(q: Array, k: Array, v: Array, segment_ids: Array) -> tuple[Array, 
         weights = jnp.exp(scores - most)
         total = weights.sum(axis=-1, keepdims=True)
         out = jnp.einsum("bkqs,bksd->bkqd", weights.astype(v.dtype), values[:, :, : rows.stop]) / total
-        outs.append(_by_query_head(out.astype(q.dtype), q.shape[2]))
-        sums.append((most + jnp.log(total))[..., 0])
-    return jnp.concatenate(outs, axis=1), jnp.concatenate(sums, axis=2)
+        outs.append(_by_query_head(out.astype(q.dtype), heads))
+        sums.append(_by_query_head(most + jnp.log(total), heads)[..., 0])
+    return jnp.concatenate(outs, axis=1), jnp.concatenate(sums, axis=1)
 
 
-def attention_gradient(
+def _gradient(
     q: Array, k: Array, v: Array, segment_ids: Array, out: Array, sums: Array, dout: Array
 ) -> tuple[Array, Array, Array]:
-    """The gradients by q, k and v, from that by ``out``; ``out`` and ``sums`` as ``attention`` returns them."""
     kv_heads, size, heads = k.shape[2], k.shape[3], q.shape[2]
-    group = heads // kv_heads
     keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
     slope = (out.astype(jnp.float32) * dout.astype(jnp.float32)).sum(axis=-1, keepdims=True)  # (B, T, Hq, 1)
     dq, dk, dv = [], jnp.zeros(keys.shape, jnp.float32), jnp.zeros(values.shape, jnp.float32)
     for rows, mask in _blocks(segment_ids):
         seen = slice(0, rows.stop)
-        queries, dy, mean = (_by_key_head(x[:, rows], kv_heads) for x in (q, dout, slope))
-        total = sums[:, :, rows.start * group : rows.stop * group, None]
+        queries, dy, mean, total = (_by_key_head(x[:, rows], kv_heads) for x in (q, dout, slope, sums[..., None]))
         weights = jnp.exp(_scores(queries, keys[:, :, seen], mask) - total)
         dweights = jnp.einsum("bkqd,bksd->bkqs", dy, values[:, :, seen], preferred_element_type=jnp.float32)
         dscores = (weights * (dweights - mean) * size**-0.5).astype(q.dtype)

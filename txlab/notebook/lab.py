@@ -99,6 +99,8 @@ class Lab:
         stack.callback(host.stop)
         stack.callback(engine.stop)  # before the host stops: held requests are answered, not cut off
         engine.start()
+        if self.settings.engine.warm_up:
+            engine.warm_up()
 
     def _forget(self) -> None:
         if self._board is not None:
@@ -120,9 +122,9 @@ class Lab:
     ) -> None:
         """Make a JAX function a loss that every client of this lab can name: ``forward_backward(data, name)``.
 
-        It becomes part of the one program that runs model, loss and gradient, where ``forward_backward_custom``
-        needs two passes and a way to the client and back. The same name again replaces the function; requests that
-        wait get the new one. It is there until the lab stops.
+        It is evaluated on the device, between the forward and the backward half of one pass, where
+        ``forward_backward_custom`` needs two passes and a way to the client and back. The same name again replaces the
+        function; requests that wait get the new one. It is there until the lab stops.
 
         ``function(logprobs, inputs, **options)`` gets one datum:
 
@@ -221,7 +223,30 @@ class Lab:
     def status(self) -> Status:
         """What runs and what it does, at this moment."""
         seconds = time.monotonic() - self._started if self.running else 0.0
-        return Status(self.running, self.model, self.url, self.loop, seconds, self._bus.view())
+        train_tokens = 0 if self._engine is None else self._engine.train_tokens
+        return Status(self.running, self.model, self.url, self.loop, seconds, self._bus.view(), train_tokens)
+
+    def profile(self, rows: int = 8, length: int = 128, rank: int = 32, keep: str | Path | None = None) -> str:
+        """Take a training step apart: a report of where its time goes.
+
+        The step is ``rows`` sequences of ``length`` random tokens with an adapter of its own, which is gone
+        afterwards. It takes its turn among the requests of others; what they compute meanwhile is in the report.
+
+        ``keep`` is a folder for the trace, which Perfetto and XProf show. Raises TxlabError where the lab is stopped,
+        the step is too large for it, or this process is being traced already.
+        """
+        from txlab.engine.requests import RequestError
+        from txlab.profiling.profile import run_profile
+        from txlab.profiling.report import render_profile
+        from txlab.profiling.workload import StepShape
+
+        if self._engine is None:
+            raise TxlabError("This lab is stopped. Start it with %txserve or txlab.serve().")
+        folder = None if keep is None else Path(keep).expanduser()
+        try:
+            return render_profile(run_profile(self._engine, StepShape(rows, length, rank), folder))
+        except (RequestError, RuntimeError) as error:
+            raise TxlabError(str(error)) from None
 
     def logs(self, count: int = 50) -> str:
         """The last ``count`` lines of the server's log."""
@@ -271,13 +296,20 @@ class Status:
     loop: str
     seconds: float  # since the server answers
     view: LabView
+    train_tokens: int  # whose activations are kept for a backward pass
 
     def __repr__(self) -> str:
         if not self.running:
             return f"txlab: {self.model}, stopped"
         head = f"txlab serves {self.model} at {self.url} ({self.loop} loop) for {self.seconds:.0f} s"
         compiles = f"{self.view.compiles} programs compiled in {self.view.compile_seconds:.1f} s"
-        return "\n".join([head, compiles, render_table(self.view.adapters)])
+        batches = f"micro-batches of up to {self.train_tokens} tokens{self._padding()}"
+        return "\n".join([head, f"{compiles}; {batches}", render_table(self.view.adapters)])
+
+    def _padding(self) -> str:
+        if not self.view.trained_positions:
+            return ""
+        return f", {1 - self.view.trained_tokens / self.view.trained_positions:.0%} padding so far"
 
 
 def serve(

@@ -17,7 +17,7 @@ from txlab.notebook.lab import Lab, Status, serve
 
 @magics_class
 class LabMagics(Magics):
-    """``%txserve``, ``%txstatus``, ``%txstop``, ``%txlogs``."""
+    """``%txserve``, ``%txstatus``, ``%txstop``, ``%txlogs``, ``%txprofile``."""
 
     @magic_arguments()
     @argument("model", nargs="?", help="Hugging Face name or local folder (default: SmolLM2-135M-Instruct)")
@@ -32,8 +32,7 @@ class LabMagics(Magics):
         ``lab = %txserve`` may run any number of times: the lab that runs already is returned.
         """
         args = _parse(self.txserve, line)
-        model = shlex.split(args.model)[0] if args.model else None  # argstring keeps the quotes
-        return serve(model, port=args.port, api_key=args.api_key, loop=args.loop, restart=args.restart)
+        return serve(_unquoted(args.model), port=args.port, api_key=args.api_key, loop=args.loop, restart=args.restart)
 
     @line_magic
     def txstatus(self, line: str) -> Status:
@@ -54,6 +53,17 @@ class LabMagics(Magics):
         lines = _parse(self.txlogs, line).lines
         print(_running().logs(lines))
 
+    @magic_arguments()
+    @argument("--rows", type=int, default=8, help="sequences in the step (default: 8)")
+    @argument("--length", type=int, default=128, help="tokens of each (default: 128)")
+    @argument("--rank", type=int, default=32, help="rank of the adapter (default: 32)")
+    @argument("--keep", metavar="FOLDER", help="keep the trace there, for Perfetto or XProf")
+    @line_magic
+    def txprofile(self, line: str) -> None:
+        """Take a training step on random tokens apart, and print where its time goes."""
+        args = _parse(self.txprofile, line)
+        print(_running().profile(args.rows, args.length, args.rank, _unquoted(args.keep)))
+
 
 def _parse(magic: Callable[..., Any], line: str) -> Namespace:
     """The arguments of a magic. A wrong one raises TxlabError: IPython's own UsageError does not fail a cell."""
@@ -61,6 +71,11 @@ def _parse(magic: Callable[..., Any], line: str) -> Namespace:
         return parse_argstring(magic, line)
     except UsageError as error:
         raise TxlabError(f"{error} (%{magic.__name__}? shows what there is)") from None
+
+
+def _unquoted(word: str | None) -> str | None:
+    """A word of a magic's line, whose quotes IPython keeps."""
+    return shlex.split(word)[0] if word else None
 
 
 def _running() -> Lab:
