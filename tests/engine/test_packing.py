@@ -9,7 +9,7 @@ from tests.engine.tools import datum, tokens
 from txlab.engine.losses import FUSED, FUSED_INPUTS, LOSSES
 from txlab.engine.packing import HEAD_TOKENS, MIN_WIDTH, SLICES, Item, Scored, bucket, head_slices, pack
 from txlab.engine.requests import Datum, RequestError
-from txlab.models.segments import BLOCK
+from txlab.models.config import BLOCK
 
 CE = LOSSES["cross_entropy"]
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from txlab.engine.losses import FUSED_INPUTS, DatumLoss, Loss, fused_kind
 from txlab.engine.requests import Datum, RequestError
-from txlab.models.segments import BLOCK
+from txlab.models.config import BLOCK
 
 MIN_WIDTH = 64
 JOINED = 4 * BLOCK  # as many blocks of short sequences make one window: larger products, fewer reads of the weights

@@ -16,8 +16,8 @@ from txlab.engine.trainer import Gradient, Trainer, optim_step
 from txlab.lora.adapter import Adapter, initial_weights
 from txlab.lora.state import LoraConfig
 from txlab.models.base import BaseModel
+from txlab.models.config import BLOCK
 from txlab.models.mesh import replicated
-from txlab.models.segments import BLOCK
 from txlab.threads import daemon_thread
 
 RANK = 32  # what the SDK asks for unless told otherwise

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from txlab.models.attention import MASKED, Attend, Cache
+from txlab.models.config import BLOCK
 
-BLOCK, MAX_BLOCKS = 128, 16  # queries to a block, fastest on CPU; blocks to a row, for the compiler's sake
+MAX_BLOCKS = 16  # of a row, for the compiler's sake; longer rows have larger blocks
 
 
 def segment_attention(segment_ids: Array) -> Attend:

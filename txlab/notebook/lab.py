@@ -246,7 +246,8 @@ class Lab:
         try:
             return render_profile(run_profile(self._engine, StepShape(rows, length, rank), folder))
         except (RequestError, RuntimeError) as error:
-            raise TxlabError(str(error)) from None
+            problem = str(error)
+        raise TxlabError(problem)  # here, so that a kernel that keeps its last error does not keep the engine
 
     def logs(self, count: int = 50) -> str:
         """The last ``count`` lines of the server's log."""
