@@ -180,6 +180,7 @@ def test_a_sample_that_nobody_waits_for_is_stopped_while_another_goes_on(serving
     sampler = service.create_sampling_client(base_model="fake/model").result()
     lost, kept = (sampler.sample(types.ModelInput.from_ints([ENDLESS, n]), 1, SHORT) for n in (1, 2))
     wait_until(lambda: len(engine.endless) == 2)
+    assert sampler.sample(PROMPT, 1, SHORT).result(timeout=20).sequences  # by now the client knows the others' ids
     lost.future().cancel()
     assert sampler.sample(PROMPT, 1, SHORT).result(timeout=20).sequences
     if on:
