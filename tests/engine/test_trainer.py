@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.engine.tools import Client, datum, log_softmax, tokens
+from tests.models.compute import segment_attention
 from tests.models.tiny import make_tiny
 from txlab.config import ModelSettings
 from txlab.engine import trainer as trainer_module
@@ -34,7 +35,6 @@ from txlab.lora.linear import AdapterSet, LoraProjector
 from txlab.lora.state import ALPHA, LoraConfig
 from txlab.models.base import BaseModel, load_base
 from txlab.models.mesh import replicated
-from txlab.models.segments import segment_attention
 
 CE = LOSSES["cross_entropy"]
 

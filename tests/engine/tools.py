@@ -7,6 +7,7 @@ from itertools import count
 
 import numpy as np
 
+from tests.models.compute import segment_attention
 from txlab.engine.engine import Engine
 from txlab.engine.requests import (
     CreateAdapter,
@@ -19,7 +20,6 @@ from txlab.engine.requests import (
 )
 from txlab.lora.state import LoraConfig
 from txlab.models.base import BaseModel
-from txlab.models.segments import segment_attention
 
 
 def ask(engine: Engine, request: Request) -> Future:

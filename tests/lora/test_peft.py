@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save_file
 
+from tests.models.compute import segment_attention
 from tests.models.tiny import make_tiny
 from txlab.config import ModelSettings
 from txlab.lora.adapter import from_state
@@ -18,7 +19,6 @@ from txlab.lora.state import AdapterState, LoraConfig
 from txlab.models.base import load_base
 from txlab.models.config import ATTENTION, MLP, UNEMBED, ModelConfig, projection_shapes
 from txlab.models.mesh import replicated
-from txlab.models.segments import segment_attention
 
 CONFIG = ModelConfig("LlamaForCausalLM", 320, 64, 128, 2, 4, 2, 16, 512)
 ALL = LoraConfig(rank=4)

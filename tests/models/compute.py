@@ -8,10 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from txlab.models.attention import KVCache, cached_attention, make_cache
+from txlab.models.attention import Attend, Cache, KVCache, cached_attention, make_cache
 from txlab.models.base import BaseModel
 from txlab.models.decoder import Decoder
-from txlab.models.segments import segment_attention
+from txlab.models.segments import attention
+
+
+def segment_attention(segment_ids: jax.Array) -> Attend:
+    """Attention without a cache, within equal ids of ``segment_ids`` (B, T); id 0 is padding."""
+
+    def attend(layer: int | jax.Array, q, k, v, cache: Cache) -> tuple[jax.Array, Cache]:
+        return attention(q, k, v, jnp.asarray(segment_ids))[0], cache
+
+    return attend
 
 
 def full_logits(base: BaseModel, tokens: np.ndarray) -> np.ndarray:

@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 from tokenizers import processors
 
-from tests.models.compute import full_logits, greedy
+from tests.models.compute import full_logits, greedy, segment_attention
 from tests.models.golden import make_golden as golden
 from tests.models.tiny import make_tiny
 from txlab.config import ModelSettings
 from txlab.models.base import BaseModel, load_base
 from txlab.models.config import projection_shapes
 from txlab.models.decoder import BaseProjector
-from txlab.models.segments import segment_attention
 
 ATOL = 1e-4  # absolute, of float32 logits
 

@@ -44,7 +44,7 @@ LossFn = Callable[["jax.Array", "Inputs"], Terms]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Loss:
-    """A loss of a fused pass: its function, the inputs that a datum must or may bring, and its options.
+    """A loss that JAX traces: its function, the inputs that a datum must or may bring, and its options.
 
     Compared by identity: programs are compiled for this very loss, so a new one of the same name gets new programs.
     """

@@ -1,4 +1,4 @@
-"""A user's JAX function as a loss of the fused pass, and what it must fulfil before it may be one.
+"""A user's JAX function as a loss, and what it must fulfil before it may be one.
 
 The function sees one datum. It is mapped over the rows of a batch, one datum a row, so it may look across positions.
 A number for a whole datum stands at the first position of its row, where it takes part in sums like any other.

@@ -12,19 +12,10 @@ from collections.abc import Callable, Iterator
 import jax.numpy as jnp
 from jax import Array, lax
 
-from txlab.models.attention import MASKED, Attend, Cache
+from txlab.models.attention import MASKED
 from txlab.models.config import BLOCK
 
 MAX_BLOCKS = 16  # of a row, for the compiler's sake; longer rows have larger blocks
-
-
-def segment_attention(segment_ids: Array) -> Attend:
-    """Attention without a cache, within equal ids of ``segment_ids`` (B, T); id 0 is padding."""
-
-    def attend(layer: int | Array, q: Array, k: Array, v: Array, cache: Cache) -> tuple[Array, Cache]:
-        return attention(q, k, v, segment_ids)[0], cache
-
-    return attend
 
 
 def attention(q: Array, k: Array, v: Array, segment_ids: Array, apart: Array | None = None) -> tuple[Array, Array]:
