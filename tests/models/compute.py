@@ -11,14 +11,16 @@ import numpy as np
 from txlab.models.attention import Attend, Cache, KVCache, cached_attention, make_cache
 from txlab.models.base import BaseModel
 from txlab.models.decoder import Decoder
-from txlab.models.segments import attention
 
 
-def segment_attention(segment_ids: jax.Array) -> Attend:
-    """Attention without a cache, within equal ids of ``segment_ids`` (B, T); id 0 is padding."""
+def segment_attention(segment_ids: np.ndarray | jax.Array) -> Attend:
+    """Attention without a cache, within equal ids of ``segment_ids`` (B, T); id 0 is padding. JAX's own."""
+    ids = jnp.asarray(segment_ids)
+    same = (ids[:, :, None] == ids[:, None, :]) & (ids != 0)[:, :, None]  # (B, T, T)
+    mask = (same & jnp.tri(ids.shape[1], dtype=bool))[:, None]
 
     def attend(layer: int | jax.Array, q, k, v, cache: Cache) -> tuple[jax.Array, Cache]:
-        return attention(q, k, v, jnp.asarray(segment_ids))[0], cache
+        return jax.nn.dot_product_attention(q, k, v, mask=mask), cache
 
     return attend
 

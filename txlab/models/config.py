@@ -14,7 +14,7 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 UNEMBED = ("lm_head",)
 
-BLOCK = 128  # queries that attention takes at once, fastest on CPU
+BLOCK = 128  # queries, and keys, that attention takes at once: fastest on CPU
 
 
 class UnsupportedModel(ValueError):  # noqa: N818 - says what it is
