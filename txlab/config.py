@@ -39,7 +39,8 @@ class ModelSettings:
 class EngineSettings:
     """How work is cut into device batches."""
 
-    train_tokens: int | None = None  # of one training micro-batch, padding included; None: what train_bytes hold
+    train_tokens: int | None = None  # of the micro-batches on the device, padding included; None: what train_bytes hold
+    train_streams: int | None = None  # micro-batches that run side by side, train_tokens in all; None: two on CPU
     train_bytes: int = 1 << 30  # activations kept for a backward pass; longer sequences recompute theirs
     sample_rows: int = 32  # sequences that decode together
     decode_steps: int = 8  # tokens per dispatch while decoding

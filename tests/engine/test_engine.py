@@ -9,6 +9,7 @@ import pytest
 
 from tests.engine.tools import Client, answer, ask, datum, greedy, tokens
 from txlab.config import EngineSettings
+from txlab.engine import engine as engine_module
 from txlab.engine.engine import Engine
 from txlab.engine.events import EventBus
 from txlab.engine.passes import PassRun
@@ -169,6 +170,21 @@ def test_stopping_fails_what_waits_and_what_comes_later(base):
         with pytest.raises(RequestError, match="the engine has stopped") as error:
             future.result(10)
         assert error.value.category == "server"
+
+
+def test_a_stopped_engine_leaves_no_thread_and_no_memory_behind(base, monkeypatch):
+    calls: list[str] = []
+    for name in ("keep_freed_memory", "release_freed_memory"):
+        monkeypatch.setattr(engine_module, name, lambda name=name: calls.append(name))
+    before = set(threading.enumerate())
+    engine = Engine(base, EngineSettings(train_tokens=256, train_streams=2), EventBus())
+    engine.start()
+    Client(engine, "m", rank=4).forward_backward(datum(128, 1), datum(128, 2))
+    assert {t.name for t in set(threading.enumerate()) - before} == {"txlab-engine", "txlab-stream_0", "txlab-stream_1"}
+    assert calls == ["keep_freed_memory"]
+    engine.stop()
+    assert set(threading.enumerate()) <= before
+    assert calls == ["keep_freed_memory", "release_freed_memory"]
 
 
 def test_a_receiver_that_raises_stops_nothing(engine):

@@ -7,7 +7,7 @@ import pytest
 
 from tests.engine.tools import datum, tokens
 from txlab.engine.losses import FUSED, FUSED_INPUTS, LOSSES
-from txlab.engine.packing import HEAD_TOKENS, MIN_WIDTH, SLICES, Item, Scored, bucket, head_slices, pack
+from txlab.engine.packing import HEAD_TOKENS, MIN_WIDTH, Item, Scored, TrainBatch, bucket, head_slices, pack
 from txlab.engine.requests import Datum, RequestError
 from txlab.models.config import BLOCK
 
@@ -22,11 +22,17 @@ def log_uniform(seed: int, count: int, low: int = 16, high: int = 512) -> np.nda
     return np.exp(np.random.default_rng(seed).uniform(np.log(low), np.log(high + 1), count)).astype(int)
 
 
+def shapes(batch: TrainBatch) -> list[tuple[int, tuple[int, ...]]]:
+    """Width and reach of its windows."""
+    return [(window.width, window.reach) for window in batch.windows]
+
+
+@pytest.mark.parametrize("streams", [1, 2])
 @pytest.mark.parametrize("seed", range(5))
-def test_every_token_lies_in_exactly_one_place(seed):
+def test_every_token_lies_in_exactly_one_place(seed, streams):
     given = items(log_uniform(seed, 40, 1), np.random.default_rng(seed).integers(0, 3, 40))
     placed = {}
-    for batch in pack(given, 1024):
+    for batch in pack(given, 1024, streams):
         used = np.zeros(len(batch.tokens), int)
         for p in batch.placements:
             used[p.span] += 1
@@ -54,16 +60,55 @@ def test_windows_are_powers_of_two_side_by_side_within_the_budget():
         assert end <= 1024
 
 
-def test_blocks_are_joined_and_sequences_stay_inside_them():
+def test_rows_of_blocks_are_joined():
     (batch,) = pack(items([100] * 7 + [300]), 2048)
-    assert [(w.width, w.apart) for w in batch.windows] == [(512, False), (512, True), (128, False)], (
-        "the longest one's window takes two more"
-    )
-    for p in batch.placements:
-        (window,) = [w for w in batch.windows if w.start <= p.start < w.start + w.width]
-        blocks = {(at - window.start) // BLOCK for at in (p.start, p.span.stop - 1)}
-        assert len(blocks) == 1 or not window.apart
-    assert all(len({w.apart for w in b.windows}) == 1 for b in pack(items([90] * 5), 128)), "none is joined"
+    assert shapes(batch) == [(512, (1, 2, 3, 2)), (512, (1,) * 4), (128, (1,))], "two beside the longest, then five"
+    (batch,) = pack(items([300, 20, 130, 250, 100]), 2048)
+    assert shapes(batch) == [(512, (1, 2, 3, 2)), (256, (1, 2)), (128, (1,))], "450 in the first row"
+    assert all(shapes(b) == [(128, (1,))] for b in pack(items([90] * 5), 128)), "none is joined"
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+@pytest.mark.parametrize("seed", range(5))
+def test_each_block_reaches_back_to_where_its_sequences_start_and_no_further(seed, streams):
+    given = items([300, 20, 130, 600, *log_uniform(seed, 40, 1)], [0] * 4 + [i % 3 for i in range(40)])
+    for batch in pack(given, 1024, streams):
+        for window in batch.windows:
+            expected = []
+            for block in range(0, window.width, BLOCK):
+                here = set(range(window.start + block, min(window.start + block + BLOCK, window.start + window.width)))
+                starts = [p.start for p in batch.placements if here & set(range(p.span.start, p.span.stop))]
+                first = (min(starts, default=min(here)) - window.start) // BLOCK
+                expected.append(block // BLOCK - first + 1)
+            assert window.reach == tuple(expected)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "used"),
+    [
+        ([64] * 8, [256, 256]),
+        ([128] * 8, [512, 512]),
+        ([128] * 5, [256, 384]),
+        ([64] * 4, [128, 128]),
+        ([500, 500], [512, 512]),
+        ([25], [64]),
+    ],
+)
+def test_each_stream_gets_its_share(lengths, used):
+    batches = list(pack(items(lengths), 512, streams=2))
+    assert sorted(batch.used[1] for batch in batches) == used
+    assert {len(batch.tokens) for batch in batches} == {512}, "the programs are the same"
+
+
+def test_adapters_are_spread_over_streams():
+    batches = list(pack(items([128] * 4, range(4)), 512, streams=2))
+    assert [[window.adapter for window in batch.windows] for batch in batches] == [[0, 1], [2, 3]]
+
+
+def test_a_large_request_fills_its_batches():
+    batches = list(pack(items([128] * 11), 512, streams=2))
+    assert [batch.used[1] for batch in batches] == [512, 512, 384]
+    assert {len(batch.tokens) for batch in batches} == {512}
 
 
 def test_a_sequence_longer_than_the_budget_gets_a_batch_of_its_own():
@@ -74,16 +119,17 @@ def test_a_sequence_longer_than_the_budget_gets_a_batch_of_its_own():
 
 def test_short_sequences_of_one_adapter_share_windows():
     (batch,) = pack(items([25] * 7), 1024)
-    assert [(w.width, w.apart) for w in batch.windows] == [(256, True)], "five and two"
+    assert shapes(batch) == [(256, (1, 1))], "five and two"
     (alone,) = pack(items([25]), 1024)
-    assert [w.width for w in alone.windows] == [64], "one short sequence is not padded to a wide window"
+    assert shapes(alone) == [(64, (1,))], "one short sequence is not padded to a wide window"
     (apart,) = pack(items([25] * 3, [0, 1, 1]), 1024)
     assert [(w.width, w.adapter) for w in apart.windows] == [(64, 0), (64, 1)]
 
 
+@pytest.mark.parametrize(("budget", "streams"), [(1024, 1), (512, 2)])
 @pytest.mark.parametrize("seed", range(10))
-def test_ragged_data_has_little_padding(seed):
-    batches = list(pack(items(log_uniform(seed, 32)), 1024))
+def test_ragged_data_has_little_padding(seed, budget, streams):
+    batches = list(pack(items(log_uniform(seed, 32)), budget, streams))
     room = sum(w.width for batch in batches for w in batch.windows)
     used = sum(len(p.item) for batch in batches for p in batch.placements)
     assert used / room >= 0.9
@@ -104,12 +150,12 @@ def test_slices_hold_each_position_once_those_with_a_gradient_apart():
     assert sorted(index) == sorted(np.flatnonzero(batch.segment_ids))
     for part in parts:
         real = part.scored >= 0
-        assert len(real) in SLICES
+        assert len(real) == HEAD_TOKENS
         assert (part.index[~real] == len(batch.tokens)).all()
         assert ((part.inputs["weights"][real] != 0) == part.backward).all()
         assert {found[n].placement.item.adapter for n in part.scored[real]} == {part.adapter}
     wide = [part for part in parts if part.backward]
-    assert [(len(part.index), (part.scored >= 0).sum()) for part in wide] == [(128, 128), (64, 22)] * 2
+    assert [(len(part.index), (part.scored >= 0).sum()) for part in wide] == [(128, 128), (128, 22)] * 2
 
 
 def test_slices_are_of_one_loss():
@@ -164,7 +210,6 @@ def test_several_targets_keep_their_cells_and_the_rest_weighs_nothing():
             expected = d.inputs.get("weights", np.ones(d.targets.shape, np.float32))
             np.testing.assert_array_equal(weights[:, :k], expected.reshape(-1, k))
             assert not weights[:, k:].any()
-    assert len(parts[0].index) <= HEAD_TOKENS
 
 
 def test_a_datum_that_a_replaced_loss_no_longer_fits_is_named():

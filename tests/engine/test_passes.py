@@ -1,19 +1,29 @@
-"""Losses that are evaluated on the host, between two passes over the model."""
+"""Runs of requests side by side, and losses that are evaluated on the host between two passes over the model."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.engine.tools import Client, tokens
+from tests.engine.tools import Client, datum, tokens
 from txlab.engine.engine import Engine
-from txlab.engine.losses import DatumLossValue
-from txlab.engine.requests import AdamParams, CreateAdapter, Datum, ForwardBackward, RequestError
+from txlab.engine.losses import DatumLossValue, Losses
+from txlab.engine.packing import TrainBatch
+from txlab.engine.passes import PassRun
+from txlab.engine.requests import AdamParams, CreateAdapter, Datum, ForwardBackward, ForwardBackwardResult, RequestError
+from txlab.engine.scheduler import Ticket
+from txlab.engine.streams import Streams
+from txlab.engine.trainer import Trainer, optim_step
+from txlab.lora.adapter import Weights
+from txlab.lora.bank import AdapterBank
 from txlab.lora.state import LoraConfig
+from txlab.models.mesh import replicated
 
 LOSS_ID = "s:loss:0"
 ONES = np.ones(4, np.float32)
@@ -130,3 +140,121 @@ def test_values_that_cannot_be_used(client: Client, squares: Squares, monkeypatc
 def test_a_loss_that_is_gone_when_its_turn_comes(client: Client):
     with pytest.raises(RequestError, match="'s:loss:0' was removed before"):
         client.forward_backward(*data(), loss=LOSS_ID)
+
+
+@pytest.fixture
+def bank(base) -> AdapterBank:
+    """Three adapters of several ranks, a step away from the base model."""
+    bank = AdapterBank(base.config, replicated(base.mesh), snapshot_bytes=0)
+    for model_id, rank in (("a", 4), ("b", 2), ("c", 4)):
+        adapter = bank.create(model_id, LoraConfig(rank=rank, seed=rank))
+        adapter.gradient = jax.tree.map(jnp.ones_like, adapter.weights)
+        optim_step(adapter, AdamParams(learning_rate=0.01))
+    return bank
+
+
+def run_of(bank: AdapterBank, streams: Streams) -> PassRun:
+    """Requests of ragged data for all adapters, of several losses, two of them for one adapter."""
+
+    def ticket(model_id: str, seq_id: int, lengths: tuple[int, ...], loss: str = "cross_entropy", **inputs) -> Ticket:
+        data = tuple(datum(n, n, **inputs) for n in lengths)
+        return Ticket(ForwardBackward(model_id, seq_id, data, loss=loss), lambda _: None, seq_id)
+
+    policy = {"logprobs": -5.0, "advantages": 1.0}
+    tickets = [
+        ticket("a", 1, (300, 20, 130, 7, 64)),
+        ticket("b", 1, (90, 100, 128), "importance_sampling", **policy),
+        ticket("a", 2, (140, 33), "gspo", **policy, sequence_ratio_mask=1.0),
+        ticket("c", 1, (200, 60, 61)),
+    ]
+    return PassRun(tickets, bank, streams, Losses())
+
+
+def finish(run: PassRun) -> list[int]:
+    """How many batches each step ran."""
+    return [len(batches) for batches in iter(run.step, [])]
+
+
+@pytest.fixture
+def streams_of(base) -> Iterator[Callable[[int], Streams]]:
+    made: list[Streams] = []
+
+    def make(count: int) -> Streams:
+        made.append(Streams(Trainer(base.decoder, keep_tokens=512), tokens=256, count=count))
+        return made[-1]
+
+    yield make
+    for streams in made:
+        streams.close()
+
+
+def gradients_of(bank: AdapterBank) -> dict[str, Weights | None]:
+    return {model_id: jax.device_get(bank[model_id].gradient) for model_id in "abc"}
+
+
+def test_streams_change_no_result_and_no_gradient(bank, streams_of):
+    results: list[list[ForwardBackwardResult]] = []
+    gradients, batches = [], []
+    for count in (1, 2):
+        run = run_of(bank, streams_of(count))
+        batches.append(finish(run))
+        results.append(run.results())
+        run.commit()
+        gradients.append(gradients_of(bank))
+        for model_id in "abc":
+            bank[model_id].gradient = None
+    assert set(batches[0]) == {1}
+    assert 2 in batches[1]
+    assert sum(batches[0]) == sum(batches[1]) > 2
+    for one, two in zip(*results, strict=True):
+        assert one.metrics == pytest.approx(two.metrics, rel=1e-5)
+        for x, y in zip(one.logprobs, two.logprobs, strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+
+    def check(x: np.ndarray, y: np.ndarray) -> None:
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-5 * np.abs(y).max())
+
+    jax.tree.map(check, *gradients)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
+
+
+def test_a_second_run_adds_to_what_there_is(bank, streams_of):
+    streams, seen = streams_of(2), []
+    for _ in range(2):
+        run = run_of(bank, streams)
+        finish(run)
+        run.commit()
+        seen.append(gradients_of(bank))
+    jax.tree.map(lambda once, twice: np.testing.assert_allclose(twice, 2 * once, rtol=1e-5, atol=1e-7), *seen)
+
+
+def test_a_batch_that_fails_beside_another_changes_no_adapter(bank, streams_of, monkeypatch):
+    streams, ended = streams_of(2), []
+    weights = {model_id: bank[model_id].weights for model_id in "abc"}
+    real = PassRun._run
+
+    def failing(run: PassRun, batch: TrainBatch, gradients) -> None:
+        real(run, batch, gradients)
+        if not any(placement.item.adapter == 0 for placement in batch.placements):
+            raise MemoryError("no room")
+        ended.append(batch)
+
+    monkeypatch.setattr(PassRun, "_run", failing)
+    run = run_of(bank, streams)
+    with pytest.raises(MemoryError, match="no room"):
+        finish(run)
+    assert ended, "others ran"
+    assert gradients_of(bank) == dict.fromkeys("abc")
+    assert all(bank[model_id].weights is weights[model_id] and bank[model_id].step == 1 for model_id in "abc")
+
+
+def test_a_loss_that_fails_in_one_stream_leaves_no_gradient(client: Client, squares: Squares):
+    """Its data fill two batches, and only the second has the datum that fails."""
+    long = tuple(
+        Datum(tokens(n, n), tokens(n, n), {"weights": np.ones(n, np.float32), "scale": ONES[:1] * s})
+        for n, s in ((120, 1), (110, 13))
+    )
+    with pytest.raises(RequestError, match=r"data\[1\] failed: thirteen"):
+        client.forward_backward(*long, loss=LOSS_ID)
+    assert client.step(AdamParams()).metrics["grad_norm"] == 0
+    assert client.forward_backward(*long[:1], loss=LOSS_ID).metrics["loss:sum"] > 0

@@ -24,16 +24,18 @@ def compiled():
     end()
 
 
-def test_a_step_after_the_rehearsal_compiles_nothing(base, compiled):
-    for _ in rehearse(base, 512, rank=5):  # no other test trains at this size or rank
+@pytest.mark.parametrize(("streams", "size", "rank"), [(1, 640, 5), (2, 768, 6)])  # no other test trains at these
+def test_a_step_after_the_rehearsal_compiles_nothing(base, compiled, streams, size, rank):
+    for _ in rehearse(base, size, rank):
         pass
     assert {"jit(layer_forward)", "jit(layer_backward)", "jit(head_backward)", "jit(embed)"} <= set(compiled)
-    engine = Engine(base, EngineSettings(train_tokens=512), EventBus())
+    engine = Engine(base, EngineSettings(train_tokens=size * streams, train_streams=streams), EventBus())
     engine.start()
-    client = Client(engine, "a", rank=5)
+    client = Client(engine, "a", rank=rank)
     compiled.clear()
-    client.forward_backward(*[datum(n, n) for n in (50, 60, 70, 20, 1)])
-    client.step(AdamParams())
+    for lengths in ((50, 60, 70, 20, 1), (128, 120, 110, 100), (30,)):
+        client.forward_backward(*[datum(n, n) for n in lengths])
+        client.step(AdamParams())
     engine.stop()
     assert compiled == []
 

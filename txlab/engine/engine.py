@@ -21,6 +21,7 @@ from txlab.engine.events import (
     StateChanged,
     StepCompleted,
 )
+from txlab.engine.host_memory import keep_freed_memory, release_freed_memory
 from txlab.engine.jobs import Job
 from txlab.engine.losses import Losses
 from txlab.engine.passes import PassRun, total_weight
@@ -48,7 +49,8 @@ from txlab.engine.requests import (
 )
 from txlab.engine.sampler import Sampler
 from txlab.engine.scheduler import Done, Scheduler, Ticket, model_of
-from txlab.engine.trainer import Trainer, keep_tokens, optim_step
+from txlab.engine.streams import streams_for
+from txlab.engine.trainer import optim_step
 from txlab.engine.warmup import WarmUp, rehearse
 from txlab.lora.adapter import Adapter, to_state
 from txlab.lora.bank import AdapterBank
@@ -62,22 +64,21 @@ log = logging.getLogger(__name__)
 class Engine:
     """Trains and samples many adapters of one base model.
 
-    ``submit`` may be called from any thread. Everything else happens on the engine's own thread, between ``start``
-    and ``stop``: training goes one micro-batch at a time and sampling a few tokens at a time, in turn.
+    ``submit`` may be called from any thread. Everything else happens on the engine's own thread, or on those of its
+    streams while it waits for them, between ``start`` and ``stop``: training goes a micro-batch for each stream at a
+    time and sampling a few tokens at a time, in turn.
     """
 
     def __init__(self, base: BaseModel, settings: EngineSettings, bus: EventBus):
         self.base = base
         self.limits = Limits(base.config.vocab_size, base.config.max_context, settings.max_rank)
         self.losses = Losses()
-        itemsize = base.decoder.head.dtype.itemsize
-        self.train_tokens = settings.train_tokens or keep_tokens(base.config, itemsize, settings.train_bytes)
         self._settings = settings
         self._bus = bus
         self._bank = AdapterBank(base.config, replicated(base.mesh), settings.snapshot_bytes)
-        self._trainer = Trainer(base.decoder, self.train_tokens)
+        self._streams = streams_for(base, settings)
         self._sampler = Sampler(base, settings.sample_rows, settings.decode_steps, settings.cache_bytes)
-        self._scheduler = Scheduler(pass_tokens=8 * self.train_tokens)
+        self._scheduler = Scheduler(pass_tokens=8 * self._streams.count * self._streams.tokens)
         self._run_of_passes: PassRun | None = None
         self._retries: deque[list[Ticket]] = deque()
         self._sampling: dict[Job, Ticket] = {}
@@ -95,12 +96,19 @@ class Engine:
     def start(self) -> None:
         """Start the engine thread."""
         use_compile_cache(self._settings.compile_cache)
+        if self.base.mesh.devices.flat[0].platform == "cpu":
+            keep_freed_memory()
         self._thread = daemon_thread(self._run, "txlab-engine")
         self._thread.start()
 
+    @property
+    def micro_batches(self) -> tuple[int, int]:
+        """How many run side by side, and positions of each."""
+        return self._streams.count, self._streams.tokens
+
     def warm_up(self) -> None:
         """Compile what short sequences will need, while nothing else is to be done."""
-        rehearsal = rehearse(self.base, self.train_tokens)
+        rehearsal = rehearse(self.base, self._streams.tokens)
         self._warm_up = WarmUp(rehearsal, self._idle, lambda: log.info("the programs of training are compiled"))
 
     def stop(self) -> None:
@@ -112,6 +120,8 @@ class Engine:
             self._thread.join()
         if self._warm_up is not None:
             self._warm_up.stop()
+        self._streams.close()
+        release_freed_memory()
 
     def submit(self, request: Request, done: Done) -> None:
         """Queue ``request``. ``done`` gets its result, or the exception, on the engine thread; it must not block."""
@@ -209,11 +219,12 @@ class Engine:
     def _begin(self, tickets: Sequence[Ticket]) -> None:
         for ticket in tickets:
             self._show_state(model_of(ticket), "training")
-        self._run_of_passes = PassRun(tickets, self._bank, self._trainer, self.losses, self.train_tokens)
+        self._run_of_passes = PassRun(tickets, self._bank, self._streams, self.losses)
 
     def _advance(self, run: PassRun) -> None:
-        if (batch := run.step()) is not None:
-            self._bus.publish(BatchCompleted(*batch.used))
+        if batches := run.step():
+            for batch in batches:
+                self._bus.publish(BatchCompleted(*batch.used))
             return
         results = run.results()
         run.commit()

@@ -1,16 +1,16 @@
 """Training sequences to device batches: a flat run of positions, cut into windows of a few widths.
 
-A window holds sequences of one adapter; segment ids keep them apart. Those that fit into a block of attention are
-packed into such blocks, and these joined. Its layers cost what its width costs, at its adapter's own rank. The head
-sees no windows: ``head_slices`` gathers the positions that matter, of one adapter and loss, those that get a gradient
-apart from those that do not. NumPy only.
+A window holds sequences of one adapter; segment ids keep them apart. Each lies in a row of blocks of attention, as many
+as a power of two, short sequences side by side, and rows are joined. A window's layers cost what its width costs, at
+its adapter's own rank. The head sees no windows: ``head_slices`` gathers the positions that matter, of one adapter and
+loss, those that get a gradient apart from those that do not. NumPy only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import numpy as np
 
@@ -18,10 +18,9 @@ from txlab.engine.losses import FUSED_INPUTS, DatumLoss, Loss, fused_kind
 from txlab.engine.requests import Datum, RequestError
 from txlab.models.config import BLOCK
 
-MIN_WIDTH = 64
-JOINED = 4 * BLOCK  # as many blocks of short sequences make one window: larger products, fewer reads of the weights
+MIN_WIDTH = BLOCK // 2
+JOINED = 4 * BLOCK  # the widest window of short sequences: larger products, fewer reads of the weights
 HEAD_TOKENS = 128  # positions whose logits are alive together
-SLICES = (64, HEAD_TOKENS)  # the last slice takes the fewest that hold what is left
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,15 +67,12 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The positions [start, start + width) of a batch, all of one adapter.
-
-    ``apart``: no sequence crosses a multiple of BLOCK in it, so that attention may look at each block by itself.
-    """
+    """The positions [start, start + width) of a batch, all of one adapter. ``reach``: see models.segments."""
 
     start: int
     width: int
     adapter: int
-    apart: bool
+    reach: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,37 +145,39 @@ def bucket(n: int, least: int = 1) -> int:
 
 @dataclass(slots=True, eq=False)
 class _Row:
-    """What lies side by side in one block, or in a window of its own."""
+    """Sequences of one adapter that lie side by side."""
 
-    room: int
-    items: list[tuple[int, Item]] = field(default_factory=list)  # and where each begins
+    blocks: int
+    items: list[Item] = field(default_factory=list)
     used: int = 0
 
     def add(self, item: Item) -> None:
-        self.items.append((self.used, item))
+        self.items.append(item)
         self.used += len(item)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Filled:
-    """A window before it has a place."""
+    """A window before it has a place: its rows in the order in which they lie."""
 
     width: int
     rows: Sequence[_Row]
 
-    @property
-    def apart(self) -> bool:
-        return len(self.rows) > 1
 
+def pack(items: Sequence[Item], budget: int, streams: int = 1) -> Iterator[TrainBatch]:
+    """Lay ``items`` out in batches of ``budget`` positions; a longer sequence gets a batch of its own.
 
-def pack(items: Sequence[Item], budget: int) -> Iterator[TrainBatch]:
-    """Lay ``items`` out in batches of ``budget`` positions; a longer sequence gets a batch of its own."""
+    Batches are left emptier where they would be fewer than ``streams``.
+    """
+    by_adapter = sorted(items, key=lambda item: (item.adapter, -len(item)))
+    rows = [_rows(own) for _, own in groupby(by_adapter, key=lambda item: item.adapter)]
+    share = BLOCK * -(-sum(row.blocks for own in rows for row in own) // streams)
+    room = min(budget, share)
     batch: list[_Filled] = []
     used = 0
-    by_adapter = sorted(items, key=lambda item: (item.adapter, -len(item)))
-    for _, own in groupby(by_adapter, key=lambda item: item.adapter):
-        for window in _windows(list(own), min(JOINED, budget)):
-            if batch and used + window.width > budget:
+    for own in rows:
+        for window in _windows(own, min(JOINED, _floor(room)) // BLOCK):
+            if batch and used + window.width > room:
                 yield _batch(batch, max(budget, used))
                 batch, used = [], 0
             batch.append(window)
@@ -188,25 +186,45 @@ def pack(items: Sequence[Item], budget: int) -> Iterator[TrainBatch]:
         yield _batch(batch, max(budget, used))
 
 
-def _windows(items: Sequence[Item], joined: int) -> Iterator[_Filled]:
-    """Windows for the sequences of one adapter, the longest first: first fit into rows, and full blocks joined."""
+def _windows(rows: Sequence[_Row], most: int) -> Iterator[_Filled]:
+    """Windows of a power of two of blocks that the rows fill, of ``most`` where no row is longer."""
+    for group in _fit(rows, most):
+        while group:
+            size = max(group[0].blocks, _floor(sum(row.blocks for row in group)))
+            now = _fit(group, size)[0]
+            group = [row for row in group if row not in now]
+            yield _Filled(BLOCK * size if size > 1 else bucket(now[0].used, MIN_WIDTH), now)
+
+
+def _rows(items: Iterable[Item]) -> list[_Row]:
+    """First fit of the sequences, the longest first."""
     rows: list[_Row] = []
     for item in items:
-        row = next((row for row in rows if row.room - row.used >= len(item)), None)
+        row = next((row for row in rows if row.blocks * BLOCK - row.used >= len(item)), None)
         if row is None:
-            row = _Row(bucket(len(item), BLOCK))
+            row = _Row(bucket(-(-len(item) // BLOCK)))
             rows.append(row)
         row.add(item)
-    blocks = []
-    for row in rows:
-        if row.room == BLOCK:
-            blocks.append(row)
-        else:
-            yield _Filled(bucket(row.used, MIN_WIDTH), [row])
-    while blocks:
-        count = min(joined // BLOCK or 1, 1 << (len(blocks).bit_length() - 1))  # a power of two of them
-        now, blocks = blocks[:count], blocks[count:]
-        yield _Filled(bucket(now[0].used, MIN_WIDTH) if count == 1 else count * BLOCK, now)
+    return rows
+
+
+def _fit(rows: Sequence[_Row], most: int) -> list[list[_Row]]:
+    """First fit of the rows, the longest first, into bins of ``most`` blocks; a longer one has a bin of its own."""
+    bins: list[list[_Row]] = []
+    free: list[int] = []
+    for row in sorted(rows, key=lambda row: -row.blocks):
+        number = next((n for n, left in enumerate(free) if left >= row.blocks), len(bins))
+        if number == len(bins):
+            bins.append([])
+            free.append(most)
+        bins[number].append(row)
+        free[number] -= row.blocks
+    return bins
+
+
+def _floor(n: int) -> int:
+    """The largest power of two that is at most ``n``."""
+    return 1 << (n.bit_length() - 1)
 
 
 def _batch(filled: Sequence[_Filled], size: int) -> TrainBatch:
@@ -214,15 +232,29 @@ def _batch(filled: Sequence[_Filled], size: int) -> TrainBatch:
     windows, placements = [], []
     start = 0
     for window in filled:
-        windows.append(Window(start, window.width, window.rows[0].items[0][1].adapter, window.apart))
-        placed = [(r * BLOCK + at, item) for r, row in enumerate(window.rows) for at, item in row.items]
-        for segment, (at, item) in enumerate(placed, start=1):
-            placement = Placement(item, start + at)
-            span = placement.span
-            tokens[span], positions[span], segment_ids[span] = item.datum.tokens, np.arange(len(item)), segment
-            placements.append(placement)
+        at, of_window = start, []
+        for row in window.rows:
+            ends = accumulate(map(len, row.items), initial=at)
+            of_window += [Placement(item, begin) for item, begin in zip(row.items, ends, strict=False)]
+            at += row.blocks * BLOCK
+        for number, placement in enumerate(of_window):
+            tokens[placement.span] = placement.item.datum.tokens
+            positions[placement.span] = np.arange(len(placement.item))
+            segment_ids[placement.span] = number + 1
+        spans = [(p.span.start - start, p.span.stop - start) for p in of_window]
+        windows.append(Window(start, window.width, of_window[0].item.adapter, _reach(spans, window.width)))
+        placements += of_window
         start += window.width
     return TrainBatch(tokens, positions, segment_ids, tuple(windows), tuple(placements))
+
+
+def _reach(spans: Sequence[tuple[int, int]], width: int) -> tuple[int, ...]:
+    """For each block of queries of a window, over how many blocks of keys its sequences stretch, its own included."""
+    reach = [1] * -(-width // BLOCK)
+    for start, stop in spans:
+        for block in range(start // BLOCK, (stop - 1) // BLOCK + 1):
+            reach[block] = max(reach[block], block - start // BLOCK + 1)
+    return tuple(reach)
 
 
 def head_slices(scored: Sequence[Scored], size: int) -> Iterator[HeadSlice]:
@@ -246,17 +278,16 @@ def head_slices(scored: Sequence[Scored], size: int) -> Iterator[HeadSlice]:
         needed = np.concatenate([part.has_gradient() for part in parts])
         for backward in (True, False):
             chosen = np.flatnonzero(needed == backward)
-            for first in range(0, len(chosen), SLICES[-1]):
-                rows = chosen[first : first + SLICES[-1]]
-                length = next(s for s in SLICES if s >= len(rows))
+            for first in range(0, len(chosen), HEAD_TOKENS):
+                rows = chosen[first : first + HEAD_TOKENS]
                 yield HeadSlice(
                     adapter=adapter,
                     kind=loss,
                     backward=backward,
-                    index=_padded(index[rows], length, size).astype(np.int32),
-                    scored=_padded(owner[rows], length, -1),
-                    targets=_padded(targets[rows], length, 0).astype(np.int32),
-                    inputs={name: _padded(values[rows], length, 0.0) for name, values in inputs.items()},
+                    index=_padded(index[rows], HEAD_TOKENS, size).astype(np.int32),
+                    scored=_padded(owner[rows], HEAD_TOKENS, -1),
+                    targets=_padded(targets[rows], HEAD_TOKENS, 0).astype(np.int32),
+                    inputs={name: _padded(values[rows], HEAD_TOKENS, 0.0) for name, values in inputs.items()},
                 )
 
 

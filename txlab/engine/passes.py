@@ -7,18 +7,20 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 import jax
 import numpy as np
 
+from txlab.engine.gradients import Gradients
 from txlab.engine.losses import FUSED, LOSSES, DatumLoss, DatumLossValue, Loss, Losses, Terms, metric_names
 from txlab.engine.packing import HeadSlice, Item, Placement, Scored, TrainBatch, bucket, head_slices, pack
 from txlab.engine.programs import SliceOutput
 from txlab.engine.requests import Datum, ForwardBackward, ForwardBackwardResult, RequestError
 from txlab.engine.scheduler import Ticket
-from txlab.engine.trainer import Activations, Gradient, Trainer, accumulate, loss_gradient
+from txlab.engine.streams import Streams
+from txlab.engine.trainer import Activations, accumulate, loss_gradient
 from txlab.lora.adapter import Adapter
 from txlab.lora.bank import AdapterBank
 
@@ -42,46 +44,45 @@ class PassRun:
     Nothing is changed until ``commit``: a run that fails half-way leaves every adapter's gradient as it was.
     """
 
-    def __init__(self, tickets: Sequence[Ticket], bank: AdapterBank, trainer: Trainer, losses: Losses, budget: int):
+    def __init__(self, tickets: Sequence[Ticket], bank: AdapterBank, streams: Streams, losses: Losses):
         self.tickets = tuple(tickets)
         self._requests = [_request(ticket) for ticket in tickets]
-        self._trainer = trainer
+        self._streams = streams
         self._models = list(dict.fromkeys(request.model_id for request in self._requests))
         self._adapters: list[Adapter] = [bank[model_id] for model_id in self._models]
         self._backward = tickets[0].backward
         self._losses = [_find(losses, request.loss) for request in self._requests]
-        self._batches: Iterator[TrainBatch] = pack(self._items(), budget)
+        self._batches: Iterator[TrainBatch] = pack(self._items(), streams.tokens, streams.count)
         self._outputs: dict[tuple[int, int], DatumOutput] = {}
-        self._gradients: list[Gradient | None] = [None] * len(self._models)
+        self._gradients = [Gradients(self._adapters) for _ in range(streams.count)]
         self._started = time.monotonic()
 
-    def step(self) -> TrainBatch | None:
-        """Run the next batch, and return it. None where none was left."""
-        batch = next(self._batches, None)
-        if batch is None:
-            return None
-        activations = self._trainer.forward(batch, self._adapters, self._backward)
-        if self._backward:
-            for adapter in {window.adapter for window in batch.windows}:
-                self._gradients[adapter] = self._gradients[adapter] or Gradient(self._adapters[adapter])
+    def step(self) -> list[TrainBatch]:
+        """Run the next batches, as many as there are streams, and return them. Empty where none was left."""
+        batches = list(islice(self._batches, self._streams.count))
+        self._streams.run(self._run, batches, self._gradients)
+        return batches
+
+    def _run(self, batch: TrainBatch, gradients: Gradients) -> None:
+        activations = self._streams.trainer.forward(batch, self._adapters, self._backward)
         scored = [
             Scored(p, loss, p.item.inputs(loss), self._backward)
             for p in batch.placements
             if isinstance(loss := p.item.loss, Loss) and loss in FUSED
         ]
-        between = self._evaluate(activations, [p for p in batch.placements if p.item.loss not in FUSED])
-        outputs = self._score(activations, scored + between)
+        between = self._evaluate(activations, [p for p in batch.placements if p.item.loss not in FUSED], gradients)
+        outputs = self._score(activations, scored + between, gradients)
         self._keep([s.placement for s in scored], outputs[: len(scored)])
         if self._backward:
-            self._trainer.backward(activations, self._gradients)
-            jax.block_until_ready([g.layers for g in self._gradients if g is not None])
-        return batch
+            self._streams.trainer.backward(activations, gradients)
+            jax.block_until_ready([total for _, total in gradients.totals()])
 
     def commit(self) -> None:
         """Add the run's gradients to those that the adapters have accumulated."""
-        for adapter, gradient in zip(self._adapters, self._gradients, strict=True):
-            if gradient is not None:
-                adapter.gradient = accumulate(adapter.gradient, gradient.total())
+        for gradients in self._gradients:
+            for number, total in gradients.totals():
+                adapter = self._adapters[number]
+                adapter.gradient = accumulate(adapter.gradient, total)
 
     @property
     def seconds(self) -> float:
@@ -99,29 +100,31 @@ class PassRun:
             for index, datum in enumerate(request.data)
         ]
 
-    def _score(self, activations: Activations, scored: Sequence[Scored]) -> list[DatumOutput]:
+    def _score(self, activations: Activations, scored: Sequence[Scored], gradients: Gradients) -> list[DatumOutput]:
         """What the head says of each, its gradients left where they belong."""
         parts = list(head_slices(scored, len(activations.batch.tokens)))
-        outputs = [self._trainer.score(activations, part, self._gradients) for part in parts]
+        outputs = [self._streams.trainer.score(activations, part, gradients) for part in parts]
         return collect(scored, parts, jax.device_get(outputs))
 
-    def _evaluate(self, activations: Activations, placements: Sequence[Placement]) -> list[Scored]:
+    def _evaluate(
+        self, activations: Activations, placements: Sequence[Placement], gradients: Gradients
+    ) -> list[Scored]:
         """Losses that need whole sequences, from the logprobs; what carries their gradients to the head.
 
         d(-w * lp) / d lp = -w, so cross_entropy with the negative gradient as its weights does.
         """
         weightless = [Scored(p, CROSS_ENTROPY, {"weights": 0.0}, backward=False) for p in placements]
-        outputs = self._score(activations, weightless)
-        gradients: dict[Placement, np.ndarray] = {}
+        outputs = self._score(activations, weightless, gradients)
+        slopes: dict[Placement, np.ndarray] = {}
         by_loss = groupby(zip(placements, outputs, strict=True), key=lambda pair: pair[0].item.loss)
         for loss, members in by_loss:
             here, known = zip(*members, strict=True)
             values = _of_rows(loss, here, known) if isinstance(loss, Loss) else self._of_host(loss, here, known)
-            gradients |= dict(zip(here, values, strict=True))
+            slopes |= dict(zip(here, values, strict=True))
         self._keep(placements, outputs)
         if not self._backward:
             return []
-        return [Scored(p, CROSS_ENTROPY, {"weights": -gradients[p]}, backward=True) for p in placements]
+        return [Scored(p, CROSS_ENTROPY, {"weights": -slopes[p]}, backward=True) for p in placements]
 
     def _of_host(
         self, loss: DatumLoss, placements: Sequence[Placement], outputs: Sequence[DatumOutput]

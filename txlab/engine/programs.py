@@ -54,7 +54,7 @@ class At(NamedTuple):
     """A window, as programs take it."""
 
     start: Any  # () int32
-    apart: Any  # () bool, see models.segments.attention
+    reach: Any  # (blocks,) int32, see models.segments.attention
 
 
 class Kept(NamedTuple):
@@ -173,17 +173,17 @@ def _rows(hidden: jax.Array, index: jax.Array) -> jax.Array:
 
 
 class _Where(NamedTuple):
-    """A window's part of a Place: (1, W, hd/2) twice, (1, W), and whether its blocks are apart."""
+    """A window's part of a Place: (1, W, hd/2) twice, (1, W), and its reach."""
 
     rope: tuple[jax.Array, jax.Array]
     segment_ids: jax.Array
-    apart: jax.Array
+    reach: jax.Array
 
 
 def _window(width: int, at: At, states: jax.Array, place: Place) -> tuple[jax.Array, _Where]:
     """A window of states (1, W, D), and where it stands."""
     cut = lambda array: lax.dynamic_slice_in_dim(array, at.start, width)[None]  # noqa: E731
-    return cut(states), _Where(jax.tree.map(cut, place.rope), cut(place.segment_ids), at.apart)
+    return cut(states), _Where(jax.tree.map(cut, place.rope), cut(place.segment_ids), at.reach)
 
 
 def _of_layer(lora: Lora, layer) -> Lora:
@@ -207,7 +207,7 @@ def _forward(config: ModelConfig, weights, own: Lora, x, where: _Where) -> tuple
 
     @jax.named_scope("attention")
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        attended.extend(attention(q, k, v, where.segment_ids, where.apart))
+        attended.extend(attention(q, k, v, where.segment_ids, where.reach))
         return attended[0]
 
     y = block(config, weights, x, where.rope, attend, project)
@@ -223,7 +223,7 @@ def _backward(config: ModelConfig, weights, own: Lora, kept: Kept, where: _Where
 
     def again(x: jax.Array, factors: Mapping[str, Factors]) -> jax.Array:
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return _given_attention(q, k, v, where.segment_ids, where.apart, out, sums)
+            return _given_attention(q, k, v, where.segment_ids, where.reach, out, sums)
 
         return block(config, weights, x, where.rope, attend, _given_products(products, factors, own.scale))
 
@@ -262,15 +262,15 @@ _given_linear.defvjp(lambda *given: (given[-1], given[:-1]), _given_linear_backw
 
 
 @jax.custom_vjp
-def _given_attention(q, k, v, segment_ids, apart, out, sums) -> jax.Array:
+def _given_attention(q, k, v, segment_ids, reach, out, sums) -> jax.Array:
     """``out``, known to be what ``attention`` gives."""
     return out
 
 
 @jax.named_scope("attention")
 def _given_attention_backward(known, dout):
-    q, k, v, segment_ids, apart, out, sums = known
-    return *attention_gradient(q, k, v, segment_ids, apart, out, sums, dout), None, None, None, None
+    q, k, v, segment_ids, reach, out, sums = known
+    return *attention_gradient(q, k, v, segment_ids, reach, out, sums, dout), None, None, None, None
 
 
 _given_attention.defvjp(lambda *given: (given[5], given), _given_attention_backward)

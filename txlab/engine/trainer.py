@@ -12,12 +12,12 @@ import numpy as np
 import optax
 
 from txlab.engine import programs
+from txlab.engine.gradients import Gradients
 from txlab.engine.losses import Loss, Terms, apply
-from txlab.engine.packing import HeadSlice, TrainBatch
+from txlab.engine.packing import HeadSlice, TrainBatch, Window
 from txlab.engine.programs import At, Kept, Lora, Place, SliceInputs, SliceOutput
 from txlab.engine.requests import AdamParams, OptimStepResult, RequestError
 from txlab.lora.adapter import Adapter, Weights, zero_moments, zeros_like
-from txlab.lora.linear import HEAD
 from txlab.models.config import ModelConfig
 from txlab.models.decoder import Decoder
 
@@ -67,14 +67,14 @@ class Trainer:
                     np.int32(layer),
                     place,
                     hidden,
-                    At(np.int32(window.start), np.bool_(window.apart)),
+                    _at(window),
                 )
                 of_layer.append(Kept(one.x, None, None) if recompute else one)
             if backward:
                 kept.append(of_layer)
         return Activations(batch, loras, place, hidden, dhidden, kept)
 
-    def score(self, activations: Activations, part: HeadSlice, gradients: Sequence[Gradient | None]) -> SliceOutput:
+    def score(self, activations: Activations, part: HeadSlice, gradients: Gradients) -> SliceOutput:
         """Logprobs and loss of a slice; where it is ``backward``, the head's gradients go where they belong."""
         own = programs.head_lora(activations.adapters[part.adapter])
         inputs = SliceInputs(part.index, part.targets, part.inputs)
@@ -82,20 +82,18 @@ class Trainer:
         if not part.backward:
             return programs.head_forward(*shared, inputs)
         gradient = gradients[part.adapter]
-        assert gradient is not None, "a slice with a gradient has an adapter that takes it"
         output, activations.dhidden, gradient.head = programs.head_backward(
             *shared, activations.dhidden, gradient.head, inputs
         )
         return output
 
-    def backward(self, activations: Activations, gradients: Sequence[Gradient | None]) -> None:
+    def backward(self, activations: Activations, gradients: Gradients) -> None:
         """Carry what the head has written back through the layers, and add up the adapters' gradients."""
         dhidden = activations.dhidden
         for layer in reversed(range(len(self._layers))):
             of_layer = activations.kept.pop()
             for window in activations.batch.windows:
                 gradient = gradients[window.adapter]
-                assert gradient is not None, "a window of a backward pass has an adapter that takes its gradient"
                 dhidden, gradient.layers = programs.layer_backward(
                     self._config,
                     window.width,
@@ -106,21 +104,12 @@ class Trainer:
                     activations.place,
                     dhidden,
                     gradient.layers,
-                    At(np.int32(window.start), np.bool_(window.apart)),
+                    _at(window),
                 )
 
 
-class Gradient:
-    """The gradient of one adapter while it is added up, layers and head apart, as programs take them."""
-
-    def __init__(self, adapter: Adapter):
-        zeros = dict(zeros_like(adapter.weights))
-        self.head = zeros.pop(HEAD, None)
-        self.layers: Weights = zeros
-
-    def total(self) -> Weights:
-        """All of it, in the form of the adapter's weights."""
-        return {**self.layers, **({} if self.head is None else {HEAD: self.head})}
+def _at(window: Window) -> At:
+    return At(np.int32(window.start), np.array(window.reach, np.int32))
 
 
 def loss_gradient(
@@ -157,8 +146,8 @@ def activation_bytes(config: ModelConfig, itemsize: int) -> int:
 
 
 def keep_tokens(config: ModelConfig, itemsize: int, most_bytes: int) -> int:
-    """The largest power of two of tokens whose activations fit into ``most_bytes``, from 64 to 4,096."""
-    return max(64, min(4096, 1 << int(np.log2(max(1, most_bytes // activation_bytes(config, itemsize))))))
+    """The largest power of two of tokens whose activations fit into ``most_bytes``, from 128 to 4,096."""
+    return max(128, min(4096, 1 << int(np.log2(max(1, most_bytes // activation_bytes(config, itemsize))))))
 
 
 def accumulate(total: Weights | None, gradient: Weights) -> Weights:
@@ -187,10 +176,12 @@ def _add(total: Weights, gradient: Weights) -> Weights:
     return jax.tree.map(jnp.add, total, gradient)
 
 
-@partial(jax.jit, donate_argnums=(1, 2))
+@jax.jit
 @jax.named_scope("optimizer")
 def _optim_step(weights: Weights, gradient: Weights, moments: optax.ScaleByAdamState, adam: Mapping[str, jax.Array]):
-    """AdamW as torch has it; weights are not donated, since a snapshot may share them."""
+    """AdamW as torch has it. Nothing is donated: a snapshot may share the weights, and of what else is overwritten
+    while it is read XLA would make a copy first.
+    """
     norm = optax.tree.norm(gradient)
     clip = adam["grad_clip_norm"]
     factor = jnp.where(clip > 0, jnp.minimum(1.0, clip / (norm + 1e-6)), 1.0)

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
+from txlab.engine.gradients import Gradients
 from txlab.engine.losses import LOSSES
 from txlab.engine.packing import JOINED, MIN_WIDTH, Item, Scored, head_slices, pack
 from txlab.engine.requests import AdamParams, Datum
-from txlab.engine.trainer import Gradient, Trainer, optim_step
+from txlab.engine.trainer import Trainer, accumulate, optim_step
 from txlab.lora.adapter import Adapter, initial_weights
 from txlab.lora.state import LoraConfig
 from txlab.models.base import BaseModel
@@ -63,15 +64,16 @@ def rehearse(base: BaseModel, train_tokens: int, rank: int = RANK) -> Iterator[N
     tokens = np.zeros(BLOCK, np.int32)
     for lengths in (*([BLOCK] * n for n in (JOINED // BLOCK, 2, 1)), [MIN_WIDTH]):
         data = [Datum(tokens[:n], tokens[:n]) for n in lengths]
-        batch = next(pack([Item(0, i, 0, datum, loss, {}) for i, datum in enumerate(data)], train_tokens))
+        items = [Item(0, index, 0, datum, loss, {}) for index, datum in enumerate(data)]
+        batch = next(pack(items, train_tokens))
         yield
         activations = trainer.forward(batch, [adapter], backward=True)
-        gradient = Gradient(adapter)
+        gradients = Gradients([adapter])
         for part in head_slices([Scored(p, loss, {"weights": 1.0}, True) for p in batch.placements], train_tokens):
             yield
-            trainer.score(activations, part, [gradient])
+            trainer.score(activations, part, gradients)
         yield
-        trainer.backward(activations, [gradient])
-        adapter.gradient = jax.block_until_ready(gradient.total())
+        trainer.backward(activations, gradients)
+        adapter.gradient = jax.block_until_ready(accumulate(adapter.gradient, gradients[0].total()))
     yield
     optim_step(adapter, AdamParams())

@@ -223,8 +223,8 @@ class Lab:
     def status(self) -> Status:
         """What runs and what it does, at this moment."""
         seconds = time.monotonic() - self._started if self.running else 0.0
-        train_tokens = 0 if self._engine is None else self._engine.train_tokens
-        return Status(self.running, self.model, self.url, self.loop, seconds, self._bus.view(), train_tokens)
+        batches = (0, 0) if self._engine is None else self._engine.micro_batches
+        return Status(self.running, self.model, self.url, self.loop, seconds, self._bus.view(), *batches)
 
     def profile(self, rows: int = 8, length: int = 128, rank: int = 32, keep: str | Path | None = None) -> str:
         """Take a training step apart: a report of where its time goes.
@@ -297,14 +297,16 @@ class Status:
     loop: str
     seconds: float  # since the server answers
     view: LabView
-    train_tokens: int  # whose activations are kept for a backward pass
+    train_streams: int  # micro-batches that run side by side
+    train_tokens: int  # of each, whose activations are kept for a backward pass
 
     def __repr__(self) -> str:
         if not self.running:
             return f"txlab: {self.model}, stopped"
         head = f"txlab serves {self.model} at {self.url} ({self.loop} loop) for {self.seconds:.0f} s"
         compiles = f"{self.view.compiles} programs compiled in {self.view.compile_seconds:.1f} s"
-        batches = f"micro-batches of up to {self.train_tokens} tokens{self._padding()}"
+        beside = f", {self.train_streams} side by side" if self.train_streams > 1 else ""
+        batches = f"micro-batches of up to {self.train_tokens} tokens{beside}{self._padding()}"
         return "\n".join([head, f"{compiles}; {batches}", render_table(self.view.adapters)])
 
     def _padding(self) -> str:
