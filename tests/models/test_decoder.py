@@ -17,7 +17,7 @@ from tests.models.tiny import make_tiny
 from txlab.config import ModelSettings
 from txlab.models.base import BaseModel, load_base
 from txlab.models.config import projection_shapes
-from txlab.models.decoder import BaseProjector
+from txlab.models.decoder import BaseProjector, rms_norm
 
 ATOL = 1e-4  # absolute, of float32 logits
 
@@ -151,3 +151,23 @@ def test_bfloat16_weights_give_float32_logits_close_to_float32(tiny_llama):
     ours, reference = full_logits(half, golden.PROMPT), full_logits(full, golden.PROMPT)
     assert ours.dtype == np.float32
     assert np.abs(ours - reference).mean() < 0.05 * reference.std()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_derivative_of_the_norm_is_its_own(dtype):
+    """It is written out: compared with differences of the formula in float64; bfloat16 rounds it."""
+    rng = np.random.default_rng(0)
+    x, weight, upstream = rng.normal(size=(3, 5, 8)), rng.normal(size=8), rng.normal(size=(3, 5, 8))
+    total = lambda x, w: (rms_norm(x, w, 1e-5) * upstream).sum()  # noqa: E731
+    dx, dweight = jax.grad(total, (0, 1))(jnp.asarray(x, dtype), jnp.asarray(weight, dtype))
+    x, weight = (np.asarray(jnp.asarray(a, dtype), np.float64) for a in (x, weight))
+    step, expected = 1e-6, np.zeros_like(x)
+    plain = lambda x: (x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * weight * upstream).sum()  # noqa: E731
+    for at in np.ndindex(x.shape):
+        moved = np.zeros_like(x)
+        moved[at] = step
+        expected[at] = (plain(x + moved) - plain(x - moved)) / (2 * step)
+    tolerance = 1e-5 if dtype == jnp.float32 else 0.05
+    np.testing.assert_allclose(np.asarray(dx, np.float64), expected, atol=tolerance)
+    normed = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(np.asarray(dweight, np.float64), (normed * upstream).sum((0, 1)), atol=tolerance)
