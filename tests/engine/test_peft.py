@@ -4,6 +4,7 @@ of twenty, with adapters of several ranks and losses packed into the same batche
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,14 @@ def reference(request, base: BaseModel) -> dict[str, np.ndarray]:
     return make_peft.peft_step(Path(base.name), factors(base))
 
 
+@pytest.fixture
+def engine(base: BaseModel) -> Iterator[Engine]:
+    engine = Engine(base, EngineSettings(), EventBus())
+    engine.start()
+    yield engine
+    engine.stop()
+
+
 def factors(base: BaseModel) -> dict[str, np.ndarray]:
     return make_peft.draw_factors(projection_shapes(base.config), base.config.num_layers)
 
@@ -48,32 +57,27 @@ def assert_agrees(ours, theirs, what):
     np.testing.assert_allclose(ours, theirs, rtol=RELATIVE, atol=RELATIVE * np.abs(theirs).max(), err_msg=what)
 
 
-def test_one_training_step_agrees(base: BaseModel, reference):
-    engine = Engine(base, EngineSettings(), EventBus())
-    engine.start()
-    try:
-        state = AdapterState(LoraConfig(rank=make_peft.RANK), factors(base))
-        answer(engine, ImportAdapter("m", 0, state, "m"))
-        data = [Datum(t[:-1].astype(np.int32), t[1:].astype(np.int32), {"weights": w}) for t, w in make_peft.batch()]
-        result = answer(engine, ForwardBackward("m", 1, tuple(data)))
-        gradient = engine._bank["m"].gradient  # the API never shows gradients
-        assert result.metrics["loss:sum"] == pytest.approx(float(reference["loss"]), rel=RELATIVE)
-        for i, logprobs in enumerate(result.logprobs):
-            assert_agrees(logprobs, reference[f"logprobs.{i}"], f"logprobs of datum {i}")
-        assert len(gradient) == 8
-        for name, pair in gradient.items():
-            assert_agrees(pair.a, reference[f"gradient.{name}.a"], f"{name}.a")
-            assert_agrees(pair.b, reference[f"gradient.{name}.b"], f"{name}.b")
-        adam = AdamParams(make_peft.LEARNING_RATE, 0.9, 0.95, 1e-12, weight_decay=0.01)
-        answer(engine, OptimStep("m", 2, adam))
-        stepped = answer(engine, ExportAdapter("m", 3, True))
-        for name, array in stepped.weights.items():
-            # Adam's first step is a sign: where a gradient is next to nothing, float noise decides it
-            sure = np.abs(reference[f"gradient.{name}"]) > 1e-5 * np.abs(reference[f"gradient.{name}"]).max()
-            assert sure.mean() > 0.5
-            assert_agrees(array[sure], reference[f"stepped.{name}"][sure], f"{name} after the step")
-    finally:
-        engine.stop()
+def test_one_training_step_agrees(base: BaseModel, engine: Engine, reference):
+    state = AdapterState(LoraConfig(rank=make_peft.RANK), factors(base))
+    answer(engine, ImportAdapter("m", 0, state, "m"))
+    data = [Datum(t[:-1].astype(np.int32), t[1:].astype(np.int32), {"weights": w}) for t, w in make_peft.batch()]
+    result = answer(engine, ForwardBackward("m", 1, tuple(data)))
+    gradient = engine._bank["m"].gradient  # the API never shows gradients
+    assert result.metrics["loss:sum"] == pytest.approx(float(reference["loss"]), rel=RELATIVE)
+    for i, logprobs in enumerate(result.logprobs):
+        assert_agrees(logprobs, reference[f"logprobs.{i}"], f"logprobs of datum {i}")
+    assert len(gradient) == 8
+    for name, pair in gradient.items():
+        assert_agrees(pair.a, reference[f"gradient.{name}.a"], f"{name}.a")
+        assert_agrees(pair.b, reference[f"gradient.{name}.b"], f"{name}.b")
+    adam = AdamParams(make_peft.LEARNING_RATE, 0.9, 0.95, 1e-12, weight_decay=0.01)
+    answer(engine, OptimStep("m", 2, adam))
+    stepped = answer(engine, ExportAdapter("m", 3, True))
+    for name, array in stepped.weights.items():
+        # Adam's first step is a sign: where a gradient is next to nothing, float noise decides it
+        sure = np.abs(reference[f"gradient.{name}"]) > 1e-5 * np.abs(reference[f"gradient.{name}"]).max()
+        assert sure.mean() > 0.5
+        assert_agrees(array[sure], reference[f"stepped.{name}"][sure], f"{name} after the step")
 
 
 @pytest.fixture(scope="module", params=["golden", "torch"])
@@ -95,29 +99,24 @@ def data_of(loss: str) -> tuple[Datum, ...]:
     return tuple(data)
 
 
-def test_twenty_steps_of_adapters_of_several_ranks_and_losses_agree(base: BaseModel, trained):
-    engine = Engine(base, EngineSettings(), EventBus())
-    engine.start()
+def test_twenty_steps_of_adapters_of_several_ranks_and_losses_agree(base: BaseModel, engine: Engine, trained):
     adam = AdamParams(make_peft.STEPS_LEARNING_RATE, 0.9, 0.95, make_peft.STEPS_EPS, weight_decay=0.01)
     shapes, layers = projection_shapes(base.config), base.config.num_layers
-    try:
+    for rank in make_peft.LEARNINGS:
+        state = AdapterState(LoraConfig(rank=rank), make_peft.draw_factors(shapes, layers, rank))
+        answer(engine, ImportAdapter(f"r{rank}", 0, state, f"r{rank}"))
+    losses: dict[int, list[float]] = {rank: [] for rank in make_peft.LEARNINGS}
+    for step in range(make_peft.STEPS):
+        passes, seq = {}, 2 * step + 1
+        for rank, loss in make_peft.LEARNINGS.items():  # all are queued before the first is done
+            passes[rank] = ask(engine, ForwardBackward(f"r{rank}", seq, data_of(loss), loss))
         for rank in make_peft.LEARNINGS:
-            state = AdapterState(LoraConfig(rank=rank), make_peft.draw_factors(shapes, layers, rank))
-            answer(engine, ImportAdapter(f"r{rank}", 0, state, f"r{rank}"))
-        losses: dict[int, list[float]] = {rank: [] for rank in make_peft.LEARNINGS}
-        for step in range(make_peft.STEPS):
-            passes, seq = {}, 2 * step + 1
-            for rank, loss in make_peft.LEARNINGS.items():  # all are queued before the first is done
-                passes[rank] = ask(engine, ForwardBackward(f"r{rank}", seq, data_of(loss), loss))
-            for rank in make_peft.LEARNINGS:
-                losses[rank].append(passes[rank].result(120).metrics["loss:sum"])
-                answer(engine, OptimStep(f"r{rank}", seq + 1, adam))
-        for rank, found in losses.items():
-            expected = trained[f"losses.{rank}"]
-            assert expected[-1] < expected[0] - 0.5, "it learns"
-            assert_agrees(found, expected, f"losses of rank {rank}")
-            stepped = answer(engine, ExportAdapter(f"r{rank}", 2 * make_peft.STEPS + 1, True))
-            for name, array in stepped.weights.items():
-                assert_agrees(array, trained[f"{rank}.{name}"], f"{name} of rank {rank} after {make_peft.STEPS} steps")
-    finally:
-        engine.stop()
+            losses[rank].append(passes[rank].result(120).metrics["loss:sum"])
+            answer(engine, OptimStep(f"r{rank}", seq + 1, adam))
+    for rank, found in losses.items():
+        expected = trained[f"losses.{rank}"]
+        assert expected[-1] < expected[0] - 0.5, "it learns"
+        assert_agrees(found, expected, f"losses of rank {rank}")
+        stepped = answer(engine, ExportAdapter(f"r{rank}", 2 * make_peft.STEPS + 1, True))
+        for name, array in stepped.weights.items():
+            assert_agrees(array, trained[f"{rank}.{name}"], f"{name} of rank {rank} after {make_peft.STEPS} steps")

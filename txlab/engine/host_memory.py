@@ -13,7 +13,7 @@ def keep_freed_memory() -> None:
     """Let the C library keep what is freed, from now on and for this whole process.
 
     A step frees and takes hundreds of megabytes. Given back to the system in between, they come as new pages, which
-    the kernel has to zero: a sixth of a step. Does nothing where the C library is not glibc.
+    the kernel has to zero: a fifth of a step on two cores. Does nothing where the C library is not glibc.
     """
     if (libc := _glibc()) is not None:
         libc.mallopt(_MMAP_THRESHOLD, _MOST)

@@ -143,7 +143,8 @@ def _normed_backward(eps: float, known: tuple[Array, Array], dy: Array) -> tuple
     """With y = x * scale, d(scale) / dx = -scale^2 * y / D: dx = scale * (dy - y * mean(dy * y))."""
     x, scale = known
     y = x * scale
-    mean = (dy * y) @ jnp.full((x.shape[-1], 1), 1 / x.shape[-1])  # a product: XLA:CPU sums this on one core
+    average = jnp.full((x.shape[-1], 1), 1 / x.shape[-1])  # as a product, since XLA:CPU sums this on one core
+    mean = jnp.matmul(dy * y, average, precision=lax.Precision.HIGHEST)
     return (scale * (dy - y * mean),)
 
 
