@@ -22,6 +22,7 @@ class Cell:
     status: str = ""
     text: str = ""  # streams and results
     displays: list[dict[str, Any]] = field(default_factory=list)  # mime bundles in order, updates included
+    latest: dict[str, dict[str, Any]] = field(default_factory=dict)  # the last of them by display id
     error: str = ""  # the traceback as shown
     error_name: str = ""
     seconds: float = 0.0
@@ -104,6 +105,7 @@ def _reader(cell: Cell) -> Any:
                 cell.text += content["data"].get("text/plain", "")
             case "display_data" | "update_display_data":
                 cell.displays.append(content["data"])
+                cell.latest[content.get("transient", {}).get("display_id", "")] = content["data"]
             case "error":
                 cell.error, cell.error_name = "\n".join(content["traceback"]), content["ename"]
 
