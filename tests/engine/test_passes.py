@@ -20,7 +20,7 @@ from txlab.engine.requests import AdamParams, CreateAdapter, Datum, ForwardBackw
 from txlab.engine.scheduler import Ticket
 from txlab.engine.streams import Streams
 from txlab.engine.trainer import Trainer, optim_step
-from txlab.lora.adapter import Weights
+from txlab.lora.adapter import Gradient, zero_gradient
 from txlab.lora.bank import AdapterBank
 from txlab.lora.state import LoraConfig
 from txlab.models.mesh import replicated
@@ -148,7 +148,7 @@ def bank(base) -> AdapterBank:
     bank = AdapterBank(base.config, replicated(base.mesh), snapshot_bytes=0)
     for model_id, rank in (("a", 4), ("b", 2), ("c", 4)):
         adapter = bank.create(model_id, LoraConfig(rank=rank, seed=rank))
-        adapter.gradient = jax.tree.map(jnp.ones_like, adapter.weights)
+        adapter.gradient = jax.tree.map(jnp.ones_like, zero_gradient(adapter.weights))
         optim_step(adapter, AdamParams(learning_rate=0.01))
     return bank
 
@@ -188,7 +188,7 @@ def streams_of(base) -> Iterator[Callable[[int], Streams]]:
         streams.close()
 
 
-def gradients_of(bank: AdapterBank) -> dict[str, Weights | None]:
+def gradients_of(bank: AdapterBank) -> dict[str, Gradient | None]:
     return {model_id: jax.device_get(bank[model_id].gradient) for model_id in "abc"}
 
 

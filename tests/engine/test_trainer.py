@@ -15,7 +15,6 @@ from tests.models.compute import segment_attention
 from tests.models.tiny import make_tiny
 from txlab.config import ModelSettings
 from txlab.engine import trainer as trainer_module
-from txlab.engine.gradients import Gradients
 from txlab.engine.losses import FUSED_INPUTS, LOSSES, Loss, Terms
 from txlab.engine.packing import Item, Scored, head_slices, pack
 from txlab.engine.passes import collect
@@ -30,7 +29,7 @@ from txlab.engine.trainer import (
     loss_gradient,
     optim_step,
 )
-from txlab.lora.adapter import Adapter, Factors, Weights, initial_weights
+from txlab.lora.adapter import Adapter, Factors, Gradient, Weights, initial_weights, zero_gradient
 from txlab.lora.linear import AdapterSet, LoraProjector
 from txlab.lora.state import ALPHA, LoraConfig
 from txlab.models.base import BaseModel, load_base
@@ -58,17 +57,18 @@ def run(trainer: Trainer, adapters: list[Adapter], pairs, budget: int = 4096, lo
     """All (entry, datum) pairs through the trainer, each with its loss (cross_entropy)."""
     losses = losses or [CE] * len(pairs)
     items = [Item(0, i, entry, d, losses[i], {}) for i, (entry, d) in enumerate(pairs)]
-    gradients = Gradients(adapters)
+    gradients = [zero_gradient(adapter.weights) for adapter in adapters]
     outputs = {}
     for batch in pack(items, budget):
         activations = trainer.forward(batch, adapters, backward=True)
         scored = [Scored(p, p.item.loss, p.item.inputs(p.item.loss), True) for p in batch.placements]
         parts = list(head_slices(scored, len(batch.tokens)))
-        found = jax.device_get([trainer.score(activations, part, gradients) for part in parts])
-        trainer.backward(activations, gradients)
+        found = jax.device_get([trainer.score(activations, part) for part in parts])
+        for entry, gradient in trainer.backward(activations):
+            gradients[entry] = accumulate(gradients[entry], gradient)
         outputs |= {s.placement.item.index: out for s, out in zip(scored, collect(scored, parts, found), strict=True)}
     ordered = [outputs[i] for i in range(len(items))]
-    totals = [jax.device_get(gradients[entry].total()) for entry in range(len(adapters))]
+    totals = [jax.device_get(gradient.stacked()) for gradient in gradients]
     return Outcome([o.logprobs for o in ordered], [o.loss for o in ordered], totals)
 
 
@@ -158,7 +158,7 @@ def test_packed_alone_and_among_other_adapters_agree(base, trainer):
             alone = run(trainer, [adapter], [(0, pairs[i][1])], losses=[losses[i]])
             np.testing.assert_allclose(together.logprobs[i], alone.logprobs[0], rtol=1e-5, atol=1e-5)
             assert together.losses[i] == pytest.approx(alone.losses[0], rel=1e-4)
-            total = accumulate(total, jax.tree.map(jax.numpy.asarray, alone.gradients[0]))
+            total = alone.gradients[0] if total is None else jax.tree.map(np.add, total, alone.gradients[0])
         assert_close(together.gradients[entry], total)
 
 
@@ -281,9 +281,9 @@ def test_optim_step_is_adamw(adam):
     rng = np.random.default_rng(0)
     p = rng.normal(size=(3, 5)).astype(np.float32)
     gradients = [rng.normal(size=(3, 5)).astype(np.float32) * scale for scale in (1, 10, 0.01)]
-    adapter = Adapter(LoraConfig(rank=5), {"x": Factors(jax.numpy.asarray(p), jax.numpy.zeros((5, 0)))})
+    adapter = Adapter(LoraConfig(rank=5), {"x": Factors(jax.numpy.asarray(p), jax.numpy.zeros((3, 0)))})
     for step, g in enumerate(gradients, 1):
-        adapter.gradient = {"x": Factors(jax.numpy.asarray(g), jax.numpy.zeros((5, 0)))}
+        adapter.gradient = Gradient(tuple({"x": Factors(row, row[:0])} for row in g), None)
         result = optim_step(adapter, adam)
         assert result.metrics["grad_norm"] == pytest.approx(np.linalg.norm(g), rel=1e-5)
         assert result.metrics["step"] == adapter.step == step
@@ -302,7 +302,7 @@ def test_a_step_without_gradient_decays_only(client: Client):
 def test_a_gradient_that_is_not_finite_is_dropped(base):
     adapter = noisy_adapter(base)
     before = jax.tree.map(np.array, dict(adapter.weights))
-    adapter.gradient = jax.tree.map(lambda x: x * np.inf, dict(adapter.weights))
+    adapter.gradient = jax.tree.map(lambda x: x + np.inf, zero_gradient(adapter.weights))
     with pytest.raises(RequestError, match="not finite; it was dropped and the adapter is unchanged"):
         optim_step(adapter, AdamParams())
     jax.tree.map(np.testing.assert_array_equal, dict(adapter.weights), before)

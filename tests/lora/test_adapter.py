@@ -12,11 +12,13 @@ import pytest
 from txlab.config import ModelSettings
 from txlab.lora.adapter import (
     Adapter,
+    Gradient,
     adapted_projections,
     from_state,
     initial_weights,
     to_state,
     tree_bytes,
+    zero_gradient,
     zero_moments,
 )
 from txlab.lora.state import LoraConfig
@@ -112,3 +114,22 @@ def test_memory_is_weights_then_also_moments(place):
     assert adapter.memory_bytes == tree_bytes(weights) == arithmetic
     adapter.moments = zero_moments(weights)
     assert adapter.memory_bytes == 3 * arithmetic + 4
+    adapter.gradient = zero_gradient(weights)
+    assert adapter.memory_bytes == 4 * arithmetic + 4
+
+
+@pytest.mark.parametrize("flags", [(), ("train_unembed",), ("train_attn", "train_mlp")], ids=str)
+def test_a_gradient_has_the_form_of_the_weights_once_stacked(place, flags):
+    lora = LoraConfig(rank=2, seed=1, **dict.fromkeys(flags, False))
+    weights = initial_weights(place[0], lora, place[1])
+    gradient = zero_gradient(weights)
+    numbered = Gradient(
+        tuple(jax.tree.map(lambda x, n=n: x + n, g) for n, g in enumerate(gradient.layers)), gradient.head
+    )
+
+    def check(array, like):
+        assert array.shape == like.shape
+        for n, layer in enumerate(array if array.ndim == 3 else []):
+            np.testing.assert_array_equal(layer, n)
+
+    jax.tree.map(check, numbered.stacked(), dict(weights))

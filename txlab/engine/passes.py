@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from txlab.engine.gradients import Gradients
 from txlab.engine.losses import FUSED, LOSSES, DatumLoss, DatumLossValue, Loss, Losses, Terms, metric_names
 from txlab.engine.packing import HeadSlice, Item, Placement, Scored, TrainBatch, bucket, head_slices, pack
 from txlab.engine.programs import SliceOutput
@@ -21,7 +20,7 @@ from txlab.engine.requests import Datum, ForwardBackward, ForwardBackwardResult,
 from txlab.engine.scheduler import Ticket
 from txlab.engine.streams import Streams
 from txlab.engine.trainer import Activations, accumulate, loss_gradient
-from txlab.lora.adapter import Adapter
+from txlab.lora.adapter import Adapter, Gradient
 from txlab.lora.bank import AdapterBank
 
 ROW_WIDTH = 16  # the narrowest row of a loss that looks across positions
@@ -54,7 +53,7 @@ class PassRun:
         self._losses = [_find(losses, request.loss) for request in self._requests]
         self._batches: Iterator[TrainBatch] = pack(self._items(), streams.tokens, streams.count)
         self._outputs: dict[tuple[int, int], DatumOutput] = {}
-        self._gradients = [Gradients(self._adapters) for _ in range(streams.count)]
+        self._gradients: list[dict[int, Gradient]] = [{} for _ in range(streams.count)]  # by stream, by adapter
         self._started = time.monotonic()
 
     def step(self) -> list[TrainBatch]:
@@ -63,26 +62,27 @@ class PassRun:
         self._streams.run(self._run, batches, self._gradients)
         return batches
 
-    def _run(self, batch: TrainBatch, gradients: Gradients) -> None:
+    def _run(self, batch: TrainBatch, gradients: dict[int, Gradient]) -> None:
         activations = self._streams.trainer.forward(batch, self._adapters, self._backward)
         scored = [
             Scored(p, loss, p.item.inputs(loss), self._backward)
             for p in batch.placements
             if isinstance(loss := p.item.loss, Loss) and loss in FUSED
         ]
-        between = self._evaluate(activations, [p for p in batch.placements if p.item.loss not in FUSED], gradients)
-        outputs = self._score(activations, scored + between, gradients)
+        between = self._evaluate(activations, [p for p in batch.placements if p.item.loss not in FUSED])
+        outputs = self._score(activations, scored + between)
         self._keep([s.placement for s in scored], outputs[: len(scored)])
         if self._backward:
-            self._streams.trainer.backward(activations, gradients)
-            jax.block_until_ready([total for _, total in gradients.totals()])
+            for adapter, gradient in self._streams.trainer.backward(activations):
+                gradients[adapter] = accumulate(gradients.get(adapter), gradient)
+            jax.block_until_ready(gradients)
 
     def commit(self) -> None:
         """Add the run's gradients to those that the adapters have accumulated."""
         for gradients in self._gradients:
-            for number, total in gradients.totals():
+            for number, gradient in gradients.items():
                 adapter = self._adapters[number]
-                adapter.gradient = accumulate(adapter.gradient, total)
+                adapter.gradient = accumulate(adapter.gradient, gradient)
 
     @property
     def seconds(self) -> float:
@@ -100,21 +100,19 @@ class PassRun:
             for index, datum in enumerate(request.data)
         ]
 
-    def _score(self, activations: Activations, scored: Sequence[Scored], gradients: Gradients) -> list[DatumOutput]:
-        """What the head says of each, its gradients left where they belong."""
+    def _score(self, activations: Activations, scored: Sequence[Scored]) -> list[DatumOutput]:
+        """What the head says of each."""
         parts = list(head_slices(scored, len(activations.batch.tokens)))
-        outputs = [self._streams.trainer.score(activations, part, gradients) for part in parts]
+        outputs = [self._streams.trainer.score(activations, part) for part in parts]
         return collect(scored, parts, jax.device_get(outputs))
 
-    def _evaluate(
-        self, activations: Activations, placements: Sequence[Placement], gradients: Gradients
-    ) -> list[Scored]:
+    def _evaluate(self, activations: Activations, placements: Sequence[Placement]) -> list[Scored]:
         """Losses that need whole sequences, from the logprobs; what carries their gradients to the head.
 
         d(-w * lp) / d lp = -w, so cross_entropy with the negative gradient as its weights does.
         """
         weightless = [Scored(p, CROSS_ENTROPY, {"weights": 0.0}, backward=False) for p in placements]
-        outputs = self._score(activations, weightless, gradients)
+        outputs = self._score(activations, weightless)
         slopes: dict[Placement, np.ndarray] = {}
         by_loss = groupby(zip(placements, outputs, strict=True), key=lambda pair: pair[0].item.loss)
         for loss, members in by_loss:

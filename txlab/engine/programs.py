@@ -98,19 +98,17 @@ def layer_forward(config: ModelConfig, width: int, weights, lora: Lora, layer, p
     return lax.dynamic_update_slice_in_dim(hidden, y[0], at.start, 0), kept
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(7, 8))
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=7)
 def layer_backward(
-    config: ModelConfig, width: int, weights, lora: Lora, layer, kept: Kept, place: Place, dhidden, gradient, at: At
+    config: ModelConfig, width: int, weights, lora: Lora, layer, kept: Kept, place: Place, dhidden, at: At
 ):
-    """The gradient by the states before the layer, (N, D) in place of that after it, and the adapter's, added up."""
+    """The gradient by the states before the layer, (N, D) in place of that after it, and that by its factors."""
     dy, where = _window(width, at, dhidden, place)
     own = _of_layer(lora, layer)
     if kept.products is None:
         _, kept = _forward(config, weights, own, kept.x, where)
     dx, dfactors = _backward(config, weights, own, kept, where, dy)
-    dhidden = lax.dynamic_update_slice_in_dim(dhidden, dx[0], at.start, 0)
-    added = {name: jax.tree.map(partial(_add_at, layer), gradient[name], dfactors[name]) for name in dfactors}
-    return dhidden, {**gradient, **added}
+    return lax.dynamic_update_slice_in_dim(dhidden, dx[0], at.start, 0), dfactors
 
 
 @partial(jax.jit, static_argnums=0)
@@ -190,11 +188,6 @@ def _of_layer(lora: Lora, layer) -> Lora:
     """One layer's factors, of the projections that are adapted."""
     cut = lambda array: lax.dynamic_index_in_dim(array, layer, keepdims=False)  # noqa: E731
     return Lora({name: jax.tree.map(cut, lora.weights[name]) for name in lora.weights if name != HEAD}, lora.scale)
-
-
-def _add_at(layer, total: jax.Array, part: jax.Array) -> jax.Array:
-    here = lax.dynamic_index_in_dim(total, layer, keepdims=False)
-    return lax.dynamic_update_index_in_dim(total, here + part, layer, 0)
 
 
 def _forward(config: ModelConfig, weights, own: Lora, x, where: _Where) -> tuple[jax.Array, Kept]:

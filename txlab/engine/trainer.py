@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
 import jax
@@ -12,12 +12,11 @@ import numpy as np
 import optax
 
 from txlab.engine import programs
-from txlab.engine.gradients import Gradients
 from txlab.engine.losses import Loss, Terms, apply
 from txlab.engine.packing import HeadSlice, TrainBatch, Window
 from txlab.engine.programs import At, Kept, Lora, Place, SliceInputs, SliceOutput
 from txlab.engine.requests import AdamParams, OptimStepResult, RequestError
-from txlab.lora.adapter import Adapter, Weights, zero_moments, zeros_like
+from txlab.lora.adapter import Adapter, Factors, Gradient, Weights, zero_gradient, zero_head, zero_moments
 from txlab.models.config import ModelConfig
 from txlab.models.decoder import Decoder
 
@@ -34,6 +33,7 @@ class Activations:
     hidden: jax.Array  # (N, D) after the last layer
     dhidden: jax.Array  # (N, D), what the head has written of its gradient
     kept: list[list[Kept]]  # by layer, by window; empty without a backward pass
+    dhead: dict[int, Factors | None] = field(default_factory=dict)  # by adapter, of the head's factors
 
 
 class Trainer:
@@ -74,27 +74,27 @@ class Trainer:
                 kept.append(of_layer)
         return Activations(batch, loras, place, hidden, dhidden, kept)
 
-    def score(self, activations: Activations, part: HeadSlice, gradients: Gradients) -> SliceOutput:
-        """Logprobs and loss of a slice; where it is ``backward``, the head's gradients go where they belong."""
+    def score(self, activations: Activations, part: HeadSlice) -> SliceOutput:
+        """Logprobs and loss of a slice; where it is ``backward``, the activations keep the head's gradients."""
         own = programs.head_lora(activations.adapters[part.adapter])
         inputs = SliceInputs(part.index, part.targets, part.inputs)
         shared = (self._config, self._norm, self._head, own, np.int32(part.kind), activations.hidden)
         if not part.backward:
             return programs.head_forward(*shared, inputs)
-        gradient = gradients[part.adapter]
-        output, activations.dhidden, gradient.head = programs.head_backward(
-            *shared, activations.dhidden, gradient.head, inputs
+        dhead = activations.dhead.pop(part.adapter, None) or zero_head(activations.adapters[part.adapter].weights)
+        output, activations.dhidden, activations.dhead[part.adapter] = programs.head_backward(
+            *shared, activations.dhidden, dhead, inputs
         )
         return output
 
-    def backward(self, activations: Activations, gradients: Gradients) -> None:
-        """Carry what the head has written back through the layers, and add up the adapters' gradients."""
-        dhidden = activations.dhidden
+    def backward(self, activations: Activations) -> Iterator[tuple[int, Gradient]]:
+        """Carry what the head has written back through the layers: of each window, its adapter and the gradient."""
+        windows, dhidden = activations.batch.windows, activations.dhidden
+        of_windows: list[list[Weights]] = [[] for _ in windows]
         for layer in reversed(range(len(self._layers))):
             of_layer = activations.kept.pop()
-            for window in activations.batch.windows:
-                gradient = gradients[window.adapter]
-                dhidden, gradient.layers = programs.layer_backward(
+            for window, found in zip(windows, of_windows, strict=True):
+                dhidden, dfactors = programs.layer_backward(
                     self._config,
                     window.width,
                     self._layers[layer],
@@ -103,9 +103,13 @@ class Trainer:
                     of_layer.pop(0),
                     activations.place,
                     dhidden,
-                    gradient.layers,
                     _at(window),
                 )
+                found.append(dfactors)
+        for window, found in zip(windows, of_windows, strict=True):
+            weights = activations.adapters[window.adapter].weights
+            dhead = activations.dhead.pop(window.adapter, None) or zero_head(weights)
+            yield window.adapter, Gradient(tuple(reversed(found)), dhead)
 
 
 def _at(window: Window) -> At:
@@ -150,7 +154,7 @@ def keep_tokens(config: ModelConfig, itemsize: int, most_bytes: int) -> int:
     return max(128, min(4096, 1 << int(np.log2(max(1, most_bytes // activation_bytes(config, itemsize))))))
 
 
-def accumulate(total: Weights | None, gradient: Weights) -> Weights:
+def accumulate(total: Gradient | None, gradient: Gradient) -> Gradient:
     """``total + gradient``; ``total`` is donated."""
     return gradient if total is None else _add(total, gradient)
 
@@ -161,7 +165,7 @@ def optim_step(adapter: Adapter, params: AdamParams) -> OptimStepResult:
     RequestError where the gradient is not finite: it is dropped, weights and moments stay as they were.
     """
     moments = adapter.moments if adapter.moments is not None else zero_moments(adapter.weights)
-    gradient = adapter.gradient if adapter.gradient is not None else zeros_like(adapter.weights)
+    gradient = adapter.gradient if adapter.gradient is not None else zero_gradient(adapter.weights)
     adapter.gradient = None
     values = {name: np.float32(getattr(params, name)) for name in AdamParams.__dataclass_fields__}
     adapter.weights, adapter.moments, norm = _optim_step(adapter.weights, gradient, moments, values)
@@ -172,16 +176,17 @@ def optim_step(adapter: Adapter, params: AdamParams) -> OptimStepResult:
 
 
 @partial(jax.jit, donate_argnums=0)
-def _add(total: Weights, gradient: Weights) -> Weights:
+def _add(total: Gradient, gradient: Gradient) -> Gradient:
     return jax.tree.map(jnp.add, total, gradient)
 
 
 @jax.jit
 @jax.named_scope("optimizer")
-def _optim_step(weights: Weights, gradient: Weights, moments: optax.ScaleByAdamState, adam: Mapping[str, jax.Array]):
+def _optim_step(weights: Weights, parts: Gradient, moments: optax.ScaleByAdamState, adam: Mapping[str, jax.Array]):
     """AdamW as torch has it. Nothing is donated: a snapshot may share the weights, and of what else is overwritten
     while it is read XLA would make a copy first.
     """
+    gradient = parts.stacked()
     norm = optax.tree.norm(gradient)
     clip = adam["grad_clip_norm"]
     factor = jnp.where(clip > 0, jnp.minimum(1.0, clip / (norm + 1e-6)), 1.0)

@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from txlab.engine.gradients import Gradients
 from txlab.engine.losses import LOSSES
 from txlab.engine.packing import JOINED, MIN_WIDTH, Item, Scored, head_slices, pack
 from txlab.engine.requests import AdamParams, Datum
 from txlab.engine.trainer import Trainer, accumulate, optim_step
-from txlab.lora.adapter import Adapter, initial_weights
+from txlab.lora.adapter import Adapter, initial_weights, zero_gradient
 from txlab.lora.state import LoraConfig
 from txlab.models.base import BaseModel
 from txlab.models.config import BLOCK
@@ -68,12 +67,12 @@ def rehearse(base: BaseModel, train_tokens: int, rank: int = RANK) -> Iterator[N
         batch = next(pack(items, train_tokens))
         yield
         activations = trainer.forward(batch, [adapter], backward=True)
-        gradients = Gradients([adapter])
         for part in head_slices([Scored(p, loss, {"weights": 1.0}, True) for p in batch.placements], train_tokens):
             yield
-            trainer.score(activations, part, gradients)
+            trainer.score(activations, part)
         yield
-        trainer.backward(activations, gradients)
-        adapter.gradient = jax.block_until_ready(accumulate(adapter.gradient, gradients[0].total()))
+        jax.block_until_ready(list(trainer.backward(activations)))
+    yield
+    adapter.gradient = accumulate(zero_gradient(adapter.weights), zero_gradient(adapter.weights))
     yield
     optim_step(adapter, AdamParams())

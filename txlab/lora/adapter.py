@@ -32,13 +32,25 @@ class Factors(NamedTuple):
 Weights = Mapping[str, Factors]
 
 
+class Gradient(NamedTuple):
+    """That of one adapter, as the backward pass leaves it: layer by layer, so that none is written twice."""
+
+    layers: tuple[Weights, ...]  # (L) of a (in, r) and b (r, out)
+    head: Factors | None  # None where ``lm_head`` is not adapted
+
+    def stacked(self) -> Weights:
+        """In the form of the adapter's weights."""
+        layers = jax.tree.map(lambda *parts: jnp.stack(parts), *self.layers) if self.layers else {}
+        return layers if self.head is None else {**layers, UNEMBED[0]: self.head}
+
+
 @dataclass(slots=True, eq=False)
 class Adapter:
     """An adapter's arrays. ``weights`` is replaced, never written in place, so that a snapshot can share it."""
 
     lora: LoraConfig
     weights: Weights
-    gradient: Weights | None = None  # sum of what was accumulated since the last step
+    gradient: Gradient | None = None  # sum of what was accumulated since the last step
     moments: optax.ScaleByAdamState | None = None  # only for adapters that train
 
     @property
@@ -93,17 +105,22 @@ def _draw(words: jax.Array, projections: tuple[tuple[str, int, int, int], ...], 
     return weights
 
 
-def zeros_like(weights: Weights) -> Weights:
-    """Zeros of the weights' shapes, placed as they are. From the host: as fast as a program, and needs none."""
-    return jax.tree.map(lambda array: jax.device_put(np.zeros(array.shape, np.float32), array.sharding), dict(weights))
+def zero_gradient(weights: Weights) -> Gradient:
+    """The gradient of an adapter whose ``weights`` nothing depends on."""
+    of_layers = {name: factors for name, factors in weights.items() if name not in UNEMBED}
+    depth = max((len(factors.a) for factors in of_layers.values()), default=0)
+    return Gradient(tuple(_zeros(of_layers, skip=1) for _ in range(depth)), zero_head(weights))
+
+
+def zero_head(weights: Weights) -> Factors | None:
+    """Zeros of the shapes of the head's factors; None where it is not adapted."""
+    return _zeros(weights[UNEMBED[0]]) if UNEMBED[0] in weights else None
 
 
 def zero_moments(weights: Weights) -> optax.ScaleByAdamState:
     """Adam's moments before the first step, placed as the weights are."""
     placement = jax.tree.leaves(weights)[0].sharding
-    return optax.ScaleByAdamState(
-        count=jax.device_put(np.int32(0), placement), mu=zeros_like(weights), nu=zeros_like(weights)
-    )
+    return optax.ScaleByAdamState(count=jax.device_put(np.int32(0), placement), mu=_zeros(weights), nu=_zeros(weights))
 
 
 def to_state(adapter: Adapter, optimizer: bool) -> AdapterState:
@@ -130,6 +147,14 @@ def from_state(state: AdapterState, config: ModelConfig, placement: Sharding) ->
             nu=_unflatten(state.second_moment, placement),
         )
     return adapter
+
+
+def _zeros(weights: Any, skip: int = 0) -> Any:
+    """Zeros of the weights' shapes without the first ``skip`` axes, placed as the weights are.
+
+    From the host: as fast as a program, and needs none.
+    """
+    return jax.tree.map(lambda array: jax.device_put(np.zeros(array.shape[skip:], np.float32), array.sharding), weights)
 
 
 def _check_shapes(state: AdapterState, config: ModelConfig) -> None:
