@@ -13,7 +13,7 @@ from txlab.lora.state import LoraConfig
 
 L, IN, OUT, VOCABULARY = 3, 10, 14, 50
 RNG = np.random.default_rng(0)
-KERNEL = RNG.normal(size=(IN, OUT)).astype(np.float32)
+KERNEL = RNG.normal(size=(OUT, IN)).astype(np.float32)
 EMBEDDING = RNG.normal(size=(VOCABULARY, IN)).astype(np.float32)
 X = RNG.normal(size=(4, 5, IN)).astype(np.float32)
 
@@ -31,7 +31,7 @@ MEMBERS = [adapter(2, "q_proj", HEAD), None, adapter(5, "q_proj"), adapter(3, "v
 
 
 def reference(member: Adapter | None, name: str, x, kernel):
-    y = x @ kernel
+    y = x @ kernel.T
     if member is None or name not in member.weights:
         return y
     a, b = member.weights[name]
@@ -61,10 +61,10 @@ def test_the_head():
     adapters = combine(MEMBERS, 4)
     logits = LoraProjector(adapters, jnp.array([0, 1, 2, 3])).head(X, EMBEDDING)
     for row, member in enumerate(MEMBERS):
-        expected = reference(member, HEAD, X[row], EMBEDDING.T)
+        expected = reference(member, HEAD, X[row], EMBEDDING)
         np.testing.assert_allclose(logits[row], expected, rtol=2e-5, atol=2e-5)
     alone = LoraProjector(combine([MEMBERS[3]], 1), None).head(X[3], EMBEDDING)
-    np.testing.assert_allclose(alone, reference(MEMBERS[3], HEAD, X[3], EMBEDDING.T), rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(alone, reference(MEMBERS[3], HEAD, X[3], EMBEDDING), rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -75,7 +75,7 @@ def test_the_gradient_is_that_of_the_plain_formula(dtype):
 
     def plain(x, factors):
         wide = x.astype(jnp.float32)
-        y = wide @ kernel.astype(jnp.float32) + (wide @ factors.a) @ factors.b * scale
+        y = wide @ kernel.astype(jnp.float32).T + (wide @ factors.a) @ factors.b * scale
         return (y * dy.astype(jnp.float32)).sum()
 
     expected = jax.grad(plain, argnums=(0, 1))(x, Factors(a, b))

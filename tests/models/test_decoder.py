@@ -99,7 +99,7 @@ class LowRank(BaseProjector):
     def layer(self, index):
         def project(name, x, kernel):
             a, b = (array[index] for array in self.layers[name])
-            return x @ kernel + x @ a @ b
+            return x @ kernel.T + x @ a @ b
 
         return project
 

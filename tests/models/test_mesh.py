@@ -18,7 +18,7 @@ from txlab.models.mesh import make_mesh
 settings, tokens = ModelSettings(name=sys.argv[1]), np.arange(3, 19)[None]
 alone, split = load_base(settings), load_base(settings, make_mesh(jax.devices(), model=2))
 kernel = split.decoder.weights[0]["q_proj"]
-assert kernel.sharding.shard_shape(kernel.shape) == (64, 32), kernel.sharding
+assert kernel.sharding.shard_shape(kernel.shape) == (32, 64), kernel.sharding
 np.testing.assert_allclose(full_logits(split, tokens), full_logits(alone, tokens), rtol=0, atol=1e-4)
 """
 

@@ -35,11 +35,11 @@ def edit(folder: Path, change) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
-def test_kernels_are_stacked_and_transposed(folder):
+def test_kernels_are_kept_as_files_have_them(folder):
     parameters = load(folder)
     tensors = load_file(folder / "model.safetensors")
     for name, kernel in (("q_proj", "self_attn.q_proj"), ("down_proj", "mlp.down_proj")):
-        stacked = np.stack([tensors[f"model.layers.{i}.{kernel}.weight"].T for i in range(3)])
+        stacked = np.stack([tensors[f"model.layers.{i}.{kernel}.weight"] for i in range(3)])
         np.testing.assert_array_equal(parameters[f"layers.{name}"], stacked)
     np.testing.assert_array_equal(parameters["embedding"], tensors["model.embed_tokens.weight"])
 

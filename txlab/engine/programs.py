@@ -23,7 +23,7 @@ from txlab.lora.adapter import Factors, Weights
 from txlab.lora.linear import HEAD, adapted, adapted_gradient
 from txlab.models.attention import rope_angles
 from txlab.models.config import ModelConfig
-from txlab.models.decoder import Project, base_projector, block, rms_norm
+from txlab.models.decoder import Project, base_projector, block, product, rms_norm
 from txlab.models.segments import attention, attention_gradient
 
 _UNUSED = "down_proj"  # its result is added to the states and no derivative asks for it
@@ -226,7 +226,7 @@ def _backward(config: ModelConfig, weights, own: Lora, kept: Kept, where: _Where
 
 def _given_products(products: Mapping[str, jax.Array], factors: Mapping[str, Factors], scale) -> Project:
     def project(name: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        y = products[name] if name in products else jnp.zeros((*x.shape[:-1], kernel.shape[1]), x.dtype)
+        y = products[name] if name in products else jnp.zeros((*x.shape[:-1], kernel.shape[0]), x.dtype)
         return _given_linear(x, kernel, factors.get(name), scale, y)
 
     return project
@@ -234,7 +234,7 @@ def _given_products(products: Mapping[str, jax.Array], factors: Mapping[str, Fac
 
 def _linear(x: jax.Array, kernel: jax.Array, factors: Factors | None, scale) -> jax.Array:
     """(1, W, in) -> (1, W, out)."""
-    return x @ kernel if factors is None else adapted(x[0], kernel, factors, scale)[None]
+    return product(x, kernel) if factors is None else adapted(x[0], kernel, factors, scale)[None]
 
 
 @jax.custom_vjp
@@ -246,7 +246,7 @@ def _given_linear(x, kernel, factors: Factors | None, scale, y) -> jax.Array:
 def _given_linear_backward(known, dy):
     x, kernel, factors, scale = known
     if factors is None:
-        return dy @ kernel.T, None, None, None, None
+        return dy @ kernel, None, None, None, None
     dx, dfactors = adapted_gradient(x[0], kernel, factors, scale, dy[0])
     return dx[None], None, dfactors, None, None
 

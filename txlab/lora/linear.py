@@ -19,7 +19,7 @@ from jax import lax
 
 from txlab.lora.adapter import Adapter, Factors, Weights
 from txlab.models.config import UNEMBED
-from txlab.models.decoder import Project, base_projector
+from txlab.models.decoder import Project, base_projector, product
 
 (HEAD,) = UNEMBED
 
@@ -49,17 +49,17 @@ class LoraProjector:
     rows: jax.Array | None
 
     def layer(self, index: int) -> Project:
-        """X (B, T, in), kernel (in, out) -> (B, T, out)."""
+        """X (B, T, in), kernel (out, in) -> (B, T, out)."""
         scale, stacked = self.adapters.scale, self.adapters.stacked
 
         def project(name: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
             if name not in self.adapters.weights:
-                return x @ kernel
+                return product(x, kernel)
             a, b = (array[index] for array in self.adapters.weights[name])
             if not stacked:
                 return adapted(x.reshape(-1, x.shape[-1]), kernel, Factors(a, b), scale).reshape(*x.shape[:-1], -1)
             low = jnp.einsum("bti,bir->btr", x.astype(jnp.float32), a[self.rows]) * scale[self.rows, None, None]
-            return x @ kernel + jnp.einsum("btr,bro->bto", low, b[self.rows]).astype(x.dtype)
+            return product(x, kernel) + jnp.einsum("btr,bro->bto", low, b[self.rows]).astype(x.dtype)
 
         return project
 
@@ -77,8 +77,8 @@ class LoraProjector:
 
 
 def adapted(x: jax.Array, kernel: jax.Array, factors: Factors, scale: jax.Array) -> jax.Array:
-    """X (N, in) through kernel (in, out) and one adapter, a (in, r) and b (r, out); its products are float32."""
-    y = x @ kernel
+    """X (N, in) through kernel (out, in) and one adapter, a (in, r) and b (r, out); its products are float32."""
+    y = product(x, kernel)
     with jax.named_scope("adapter"):
         low = (x.astype(jnp.float32) @ factors.a) * scale  # (N, r)
         return y + (low @ factors.b).astype(x.dtype)
@@ -88,7 +88,7 @@ def adapted_gradient(
     x: jax.Array, kernel: jax.Array, factors: Factors, scale: jax.Array, dy: jax.Array
 ) -> tuple[jax.Array, Factors]:
     """The gradients of ``adapted`` by x and by the factors, from that by its result; the base gets none."""
-    dx = dy @ kernel.T
+    dx = dy @ kernel
     with jax.named_scope("adapter"):
         flat, wide = x.astype(jnp.float32), dy.astype(jnp.float32)
         low = (flat @ factors.a) * scale

@@ -24,9 +24,9 @@ def partition_spec(name: str) -> PartitionSpec:
     """How the parameter ``name`` of a Decoder is split: matrices over "model", everything else whole."""
     leaf = name.removeprefix("layers.")
     if leaf in _COLUMN:
-        return PartitionSpec(None, "model")
-    if leaf in _ROW:
         return PartitionSpec("model", None)
+    if leaf in _ROW:
+        return PartitionSpec(None, "model")
     if leaf.removesuffix(".bias") in _COLUMN:
         return PartitionSpec("model")
     if leaf in ("embedding", "unembedding"):

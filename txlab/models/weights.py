@@ -144,7 +144,7 @@ def load_parameters(
             of_layers = name.startswith("layers.")
             arrays = []
             for tensor in _names(name, tensors, config):
-                array = _read(tensors, tensor, shape, dtype, transposed=of_layers and len(shape) == 2)
+                array = _read(tensors, tensor, shape, dtype)
                 arrays.append(jax.device_put(array, sharding(mesh, name)))
                 bar.update()
             parameters[name] = arrays if of_layers else arrays[0]
@@ -164,12 +164,10 @@ def _names(parameter: str, tensors: Tensors, config: ModelConfig) -> list[str]:
     return [spelling.format(layer) for layer in range(config.num_layers)] if "{}" in spelling else [spelling]
 
 
-def _read(tensors: Tensors, name: str, shape: tuple[int, ...], dtype: str, transposed: bool) -> np.ndarray:
+def _read(tensors: Tensors, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     array = tensors.read(name)
-    array = array.T if transposed else array
     if array.shape != shape:
-        expected, found = (shape[::-1] if transposed else shape for shape in (shape, array.shape))
-        raise WeightsError(f"tensor {name!r} has shape {found}, but the configuration makes it {expected}")
+        raise WeightsError(f"tensor {name!r} has shape {array.shape}, but the configuration makes it {shape}")
     return np.ascontiguousarray(array, jnp.dtype(dtype))
 
 
