@@ -42,9 +42,11 @@ class EngineSettings:
     train_tokens: int | None = None  # of the micro-batches on the device, padding included; None: what train_bytes hold
     train_streams: int | None = None  # micro-batches that run side by side, train_tokens in all; None: two on CPU
     train_bytes: int = 1 << 30  # activations kept for a backward pass; longer sequences recompute theirs
+    sample_share: float = 0.5  # of the device's time, for sampling while there is training to be done too
     sample_rows: int = 32  # sequences that decode together
     decode_steps: int = 8  # tokens per dispatch while decoding
     cache_bytes: int = 2 << 30  # most memory of the KV cache
+    prefix_bytes: int = 512 << 20  # most memory of prompts and conversations that are kept to be continued
     snapshot_bytes: int = 2 << 30  # most memory of snapshots; the least recently used go first
     max_rank: int = 256
     warm_up: bool = True  # the lab compiles likely programs ahead, while it is idle

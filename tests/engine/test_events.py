@@ -12,6 +12,7 @@ from txlab.engine.events import (
     PassCompleted,
     ProgramCompiled,
     SampleCompleted,
+    SampleProgress,
     Series,
     StateChanged,
     StepCompleted,
@@ -85,3 +86,18 @@ def test_wait_wakes_on_an_event_and_on_wake():
         timer.start()
         assert bus.wait(seen, timeout=10) > seen
     assert bus.wait(bus.view().version, timeout=0.01) == bus.view().version
+
+
+def progress(key: tuple[int, int], *drawn: int, ended: bool = False) -> SampleProgress:
+    tokens = np.array(drawn, np.int32)
+    return SampleProgress(key, "m", np.array([1], np.int32), tokens, -tokens.astype(np.float32), ended)
+
+
+def test_samples_stream_until_they_end():
+    bus = EventBus(samples=2)
+    for event in (progress((0, 0), 5, 6), progress((0, 1), 7), progress((0, 0), 8), progress((9, 0), 1)):
+        bus.publish(event)
+    assert [live.tokens.tolist() for live in bus.view().streaming] == [[7], [5, 6, 8]], "newest first, bounded"
+    assert bus.view().streaming[1].logprobs.tolist() == [-5, -6, -8]
+    bus.publish(progress((0, 0), 4, ended=True))
+    assert [live.tokens.tolist() for live in bus.view().streaming] == [[7]]

@@ -1,4 +1,4 @@
-"""Sizes of the cache, and what stays in it when they change."""
+"""Rows that move between caches of different sizes."""
 
 from __future__ import annotations
 
@@ -6,42 +6,73 @@ import jax
 import numpy as np
 import pytest
 
-from txlab.engine.kv_cache import cache_bytes, cache_size, copy_row, resize, rows_bucket, width_bucket
-from txlab.models.attention import KVCache, make_cache
+from txlab.engine.kv_cache import (
+    cache_size,
+    copy_row,
+    put_row,
+    resize,
+    rows_bucket,
+    take_row,
+    token_bytes,
+    width_bucket,
+)
+from txlab.lora.adapter import tree_bytes
+from txlab.models.attention import KVCache, LayerCache, make_cache
 from txlab.models.base import BaseModel
 
-
-def filled(rows: int, width: int) -> KVCache:
-    """A cache of 2 layers and 3 heads of 4, in which every number is another."""
-    shape = (2, rows, 3, width, 4)
-    k = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-    return KVCache(jax.numpy.asarray(k), jax.numpy.asarray(-k))
+LAYERS, HEADS, SIZE = 2, 3, 5
 
 
-@pytest.mark.parametrize(("rows", "width"), [(8, 16), (3, 16), (3, 5), (2, 16), (8, 5)])
+def filled(rows: int, width: int, seed: int = 0) -> KVCache:
+    rng = np.random.default_rng(seed)
+    k, v = (rows, HEADS, SIZE, width), (rows, HEADS, width, SIZE)
+    return tuple(LayerCache(*(jax.numpy.asarray(rng.normal(size=shape)) for shape in (k, v))) for _ in range(LAYERS))
+
+
+def row(cache: KVCache, number: int, width: int) -> list[np.ndarray]:
+    """The first ``width`` tokens of a row, layer by layer."""
+    return [np.asarray(a) for layer in cache for a in (layer.k[number, :, :, :width], layer.v[number, :, :width])]
+
+
+def same(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize(("rows", "width"), [(8, 8), (2, 8), (4, 16), (4, 4)])
 def test_resizing_moves_the_kept_rows_to_the_front(rows, width):
     old = filled(4, 8)
     new = resize(old, [3, 1], rows, width)
     assert cache_size(new) == (rows, width)
-    shared = min(8, width)
-    for one, other in zip(new, old, strict=True):
-        np.testing.assert_array_equal(one[:, :2, :, :shared], other[:, [3, 1], :, :shared])
+    common = min(8, width)
+    assert same(row(new, 0, common), row(old, 3, common))
+    assert same(row(new, 1, common), row(old, 1, common))
 
 
 def test_copying_a_row_changes_that_row_alone():
-    before = [np.array(array) for array in filled(4, 8)]
-    after = copy_row(filled(4, 8), 2, 0)
-    for one, other in zip(after, before, strict=True):
-        np.testing.assert_array_equal(one[:, 0], other[:, 2])
-        np.testing.assert_array_equal(one[:, 1:], other[:, 1:])
+    before = filled(4, 8)
+    kept = [row(before, n, 8) for n in range(4)]
+    after = copy_row(before, 2, 0)
+    for number, source in enumerate((2, 1, 2, 3)):
+        assert same(row(after, number, 8), kept[source])
+
+
+@pytest.mark.parametrize("width", [4, 8])
+def test_what_was_taken_can_be_put_elsewhere(width):
+    old, new = filled(4, 8), filled(2, 16, seed=1)
+    expected = [row(old, 2, width), row(new, 0, 16), row(new, 1, 16)]
+    part = take_row(old, 2, width)
+    assert cache_size(part) == (1, width)
+    new = put_row(new, 1, part)
+    assert same(row(new, 1, width), expected[0])
+    assert same(row(new, 0, 16), expected[1])
+    assert same([a[:, width:] for a in row(new, 1, 16)[1::2]], [a[:, width:] for a in expected[2][1::2]])
 
 
 def test_sizes_come_from_a_small_set():
-    assert [width_bucket(n) for n in (1, 256, 257, 1024, 1025, 8192)] == [256, 256, 1024, 1024, 4096, 16384]
-    assert [rows_bucket(n, 32) for n in (1, 2, 8, 9, 32)] == [1, 8, 8, 32, 32]
-    assert [rows_bucket(n, 20) for n in (9, 20)] == [20, 20]
+    assert {width_bucket(n) for n in range(1, 4097)} == {256, 512, 1024, 2048, 4096}
+    assert [rows_bucket(n, 24) for n in (1, 2, 3, 5, 9, 17, 24)] == [1, 2, 4, 8, 16, 24, 24]
 
 
 def test_bytes_are_those_of_the_arrays(base: BaseModel):
     cache = make_cache(base.config, 3, 7)
-    assert cache_bytes(base.config, 3, 7, np.float32) == cache.k.nbytes + cache.v.nbytes
+    assert 3 * 7 * token_bytes(base.config, np.dtype(np.float32)) == tree_bytes(cache)

@@ -38,9 +38,9 @@ def head_slices(monkeypatch) -> list[np.ndarray]:
     seen = []
     real = decoding.score
 
-    def score(graph, k, alternatives, state, adapters, hidden, asked):
+    def score(config, k, alternatives, base, own, columns, hidden, asked):
         seen.append(asked.positions)
-        return real(graph, k, alternatives, state, adapters, hidden, asked)
+        return real(config, k, alternatives, base, own, columns, hidden, asked)
 
     monkeypatch.setattr(decoding, "score", score)
     return seen
@@ -107,10 +107,12 @@ def test_top_k_alone(engine):
 def test_last_n_scores_the_end_alone(engine, head_slices):
     prompt = tokens(300, 2)
     whole = score(engine, prompt, prompt_logprobs=True, topk_prompt_logprobs=2)
-    assert [len(at) for at in head_slices] == [128] * 3, "the logits of more positions are never alive together"
+    assert [len(at) for at in head_slices] == [sampler.PIECE] * 10, (
+        "the logits of more positions are never alive together"
+    )
     head_slices.clear()
     part = score(engine, prompt, prompt_logprobs=True, topk_prompt_logprobs=2, prompt_logprobs_last_n=20)
-    assert [(at[0], len(at)) for at in head_slices] == [(256, 128)]
+    assert [(at[0], len(at)) for at in head_slices] == [(279, sampler.PIECE)]
     assert np.isnan(part.prompt_logprobs[:280]).all()
     np.testing.assert_allclose(part.prompt_logprobs[280:], whole.prompt_logprobs[280:], atol=1e-5)
     assert (part.topk_prompt_logprobs.logprobs[:280] == np.float32(-99999.0)).all()
@@ -132,7 +134,7 @@ def test_rows_before_the_first_target_are_not_scored(engine, head_slices):
     named = np.full((299, 1), -1, np.int32)
     named[298] = 7
     result = score(engine, prompt, target_prompt_logprobs=named)
-    assert [at[0] for at in head_slices] == [256]
+    assert [at[0] for at in head_slices] == [298], "what precedes was kept"
     assert (result.target_prompt_logprobs[:298] == 0).all()
     assert result.target_prompt_logprobs[298, 0] < 0
 
@@ -154,7 +156,7 @@ def test_a_prompt_that_leaves_room_for_one_token_is_scored(engine):
 def test_pieces_of_a_prompt_are_scored_like_the_whole(engine, monkeypatch):
     prompt = tokens(200, 8)
     whole = score(engine, prompt, **everything(prompt))
-    monkeypatch.setattr(sampler, "PREFILL_PIECE", 32)
+    monkeypatch.setattr(sampler, "PIECE", 8)
     pieces = score(engine, prompt, **everything(prompt))
     np.testing.assert_allclose(pieces.prompt_logprobs, whole.prompt_logprobs, atol=1e-4)
     np.testing.assert_allclose(pieces.target_prompt_logprobs, whole.target_prompt_logprobs, atol=1e-4)

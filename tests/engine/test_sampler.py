@@ -141,13 +141,13 @@ def test_top_k_of_samples_is_of_the_distribution_that_drew_them(base, engine, te
 
 def test_only_who_asks_pays_for_and_gets_top_k(engine, monkeypatch):
     widths = []
-    real = decoding.decode
+    real = decoding.draw_next
 
-    def decode(graph, most, k, *args):
+    def draw_next(config, k, *args):
         widths.append(k)
-        return real(graph, most, k, *args)
+        return real(config, k, *args)
 
-    monkeypatch.setattr(decoding, "decode", decode)
+    monkeypatch.setattr(decoding, "draw_next", draw_next)
     prompts = [tokens(5, i) for i in range(3)]
     plain = [sample(engine, prompt, greedy(12)).sequences[0] for prompt in prompts]
     assert set(widths) == {0}
@@ -194,7 +194,7 @@ def test_long_generations_grow_the_cache(engine):
 def test_a_prompt_prefilled_in_pieces_is_the_same(engine, monkeypatch):
     prompts = [tokens(n, n) for n in (130, 97, 3)]
     whole = [sample(engine, prompt, greedy(12)).sequences[0] for prompt in prompts]
-    monkeypatch.setattr(sampler, "PREFILL_PIECE", 32)
+    monkeypatch.setattr(sampler, "PIECE", 8)
     futures = [ask(engine, Sample(None, prompt, 1, greedy(12))) for prompt in prompts]
     for one, future in zip(whole, futures, strict=True):
         (pieces,) = future.result(120).sequences
@@ -301,16 +301,16 @@ def test_a_failing_batch_fails_its_requests_and_no_later_one(base, monkeypatch):
     engine = Engine(base, EngineSettings(sample_rows=4), EventBus())
     engine.start()
     try:
-        real = decoding.decode
+        real = decoding.draw_next
 
         def broken(*args):
             raise MemoryError
 
-        monkeypatch.setattr(decoding, "decode", broken)
+        monkeypatch.setattr(decoding, "draw_next", broken)
         with pytest.raises(RequestError, match="out of memory") as error:
             sample(engine, tokens(4), greedy(2))
         assert error.value.category == "server"
-        monkeypatch.setattr(decoding, "decode", real)
+        monkeypatch.setattr(decoding, "draw_next", real)
         assert len(sample(engine, tokens(4), greedy(2)).sequences[0].tokens) == 2
     finally:
         engine.stop()

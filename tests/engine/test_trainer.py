@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.engine.tools import Client, datum, log_softmax, tokens
+from tests.lora.plain import PlainLora
 from tests.models.compute import segment_attention
 from tests.models.tiny import make_tiny
 from txlab.config import ModelSettings
@@ -30,7 +31,6 @@ from txlab.engine.trainer import (
     optim_step,
 )
 from txlab.lora.adapter import Adapter, Factors, Gradient, Weights, initial_weights, zero_gradient
-from txlab.lora.linear import AdapterSet, LoraProjector
 from txlab.lora.state import ALPHA, LoraConfig
 from txlab.models.base import BaseModel, load_base
 from txlab.models.mesh import replicated
@@ -89,7 +89,7 @@ def trainer(base):
 def reference(base: BaseModel, weights, d: Datum):
     """Logprobs of a datum, by the plain decoder and JAX's own derivatives."""
     n = len(d.tokens)
-    project = LoraProjector(AdapterSet(weights, np.float32(ALPHA / 4), stacked=False), None)
+    project = PlainLora(weights, ALPHA / 4)
     attend = segment_attention(np.ones((1, n), np.int32))
     hidden, _ = base.decoder(d.tokens[None], np.arange(n)[None], attend, project=project)
     return jax.nn.log_softmax(base.decoder.unembed(hidden, project)[0])[np.arange(n), d.targets]

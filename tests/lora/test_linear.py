@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import SingleDeviceSharding
 
 from txlab.lora.adapter import Adapter, Factors
 from txlab.lora.linear import HEAD, LoraProjector, adapted_gradient, combine
@@ -39,32 +40,50 @@ def reference(member: Adapter | None, name: str, x, kernel):
     return y + 32 / member.lora.rank * (x @ np.asarray(a)) @ np.asarray(b)
 
 
+def combined(members, entries) -> LoraProjector:
+    """The projector of rows with these entries."""
+    adapters = combine(members, L, SingleDeviceSharding(jax.devices()[0]))
+    return LoraProjector(adapters.layers, adapters.head, adapters.columns(entries))
+
+
 @pytest.mark.parametrize("name", ["q_proj", "v_proj", "up_proj"])
 def test_each_row_gets_its_own_adapter(name):
-    project = LoraProjector(combine(MEMBERS, 4), jnp.array([2, 0, 1, 3]))
-    y = project.layer(1)(name, X, KERNEL)
+    y = combined(MEMBERS, [2, 0, 1, 3]).layer(1)(name, X, KERNEL)
     for row, member in enumerate([2, 0, 1, 3]):
         np.testing.assert_allclose(y[row], reference(MEMBERS[member], name, X[row], KERNEL), rtol=2e-5, atol=2e-5)
 
 
-def test_one_adapter_alone_is_not_stacked():
-    alone = combine([MEMBERS[2]], 1)
-    assert not alone.stacked
-    assert alone.weights["q_proj"].a is MEMBERS[2].weights["q_proj"].a, "no copy is made"
-    project = LoraProjector(alone, jnp.zeros(4, jnp.int32))
-    y = project.layer(1)("q_proj", X, KERNEL)
+def test_one_adapter_alone_is_for_all_rows():
+    adapters = combine([MEMBERS[2]], L, SingleDeviceSharding(jax.devices()[0]))
+    assert adapters.columns([0, 0]) is None
+    y = combined([MEMBERS[2]], [0] * 4).layer(1)("q_proj", X, KERNEL)
     np.testing.assert_allclose(y, reference(MEMBERS[2], "q_proj", X, KERNEL), rtol=2e-5, atol=2e-5)
-    assert combine([None], 1) is None
+
+
+def test_the_base_alone_has_no_set():
+    assert combine([None], L, SingleDeviceSharding(jax.devices()[0])) is None
+
+
+def test_columns_are_as_many_as_the_ranks_sum_up_to_rounded_up():
+    adapters = combine(MEMBERS, L, SingleDeviceSharding(jax.devices()[0]))
+    assert adapters.owner.tolist() == [0] * 2 + [2] * 5 + [3] * 3 + [-1] * 6
+    assert [factors.a.shape[-1] for factors in adapters.layers[0].values()] == [16, 16]
+    assert adapters.columns([1]).sum() == 0, "the base has none"
+
+
+def test_an_adapter_that_is_not_finite_harms_no_other():
+    broken = adapter(2, "q_proj")
+    broken.weights["q_proj"] = Factors(broken.weights["q_proj"].a + np.inf, broken.weights["q_proj"].b + np.nan)
+    y = combined([broken, MEMBERS[2]], [0, 1, 1, 1]).layer(1)("q_proj", X, KERNEL)
+    np.testing.assert_allclose(y[1:], reference(MEMBERS[2], "q_proj", X[1:], KERNEL), rtol=2e-5, atol=2e-5)
 
 
 def test_the_head():
-    adapters = combine(MEMBERS, 4)
-    logits = LoraProjector(adapters, jnp.array([0, 1, 2, 3])).head(X, EMBEDDING)
+    logits = combined(MEMBERS, [0, 1, 2, 3]).head(X, EMBEDDING)
     for row, member in enumerate(MEMBERS):
-        expected = reference(member, HEAD, X[row], EMBEDDING)
-        np.testing.assert_allclose(logits[row], expected, rtol=2e-5, atol=2e-5)
-    alone = LoraProjector(combine([MEMBERS[3]], 1), None).head(X[3], EMBEDDING)
-    np.testing.assert_allclose(alone, reference(MEMBERS[3], HEAD, X[3], EMBEDDING), rtol=2e-5, atol=2e-5)
+        np.testing.assert_allclose(logits[row], reference(member, HEAD, X[row], EMBEDDING), rtol=2e-5, atol=2e-5)
+    alone = combined([MEMBERS[3]], [0]).head(X[3:], EMBEDDING)
+    np.testing.assert_allclose(alone[0], reference(MEMBERS[3], HEAD, X[3], EMBEDDING), rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

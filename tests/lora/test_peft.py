@@ -13,7 +13,7 @@ from tests.models.compute import segment_attention
 from tests.models.tiny import make_tiny
 from txlab.config import ModelSettings
 from txlab.lora.adapter import from_state
-from txlab.lora.linear import AdapterSet, LoraProjector
+from txlab.lora.linear import LoraProjector, combine
 from txlab.lora.peft import CONFIG_FILE, WEIGHTS_FILE, PeftError, from_peft, peft_files
 from txlab.lora.state import AdapterState, LoraConfig
 from txlab.models.base import load_base
@@ -183,7 +183,8 @@ def logits(model, tokens: np.ndarray) -> np.ndarray:  # (T, V)
 def ours(folder: Path, state: AdapterState, tokens: np.ndarray) -> np.ndarray:  # (T, V)
     base = load_base(ModelSettings(name=str(folder)))
     own = from_state(state, base.config, replicated(base.mesh))
-    project = LoraProjector(AdapterSet(own.weights, np.float32(own.scale), stacked=False), np.zeros(1, np.int32))
+    adapters = combine([own], base.config.num_layers, replicated(base.mesh))
+    project = LoraProjector(adapters.layers, adapters.head, None)
     positions = np.arange(len(tokens))[None]
     hidden, _ = base.decoder(tokens[None], positions, segment_attention(np.ones_like(positions)), project=project)
     return np.asarray(base.decoder.unembed(hidden, project)[0])

@@ -42,13 +42,13 @@ def test_cached_decode_equals_full_forward(base, expected):
     steps = np.broadcast_to(np.arange(9), (3, 9))
     positions = np.where(steps < lengths[:, None], steps, 24)  # 24: outside the cache, so not written
     logits, cache = run(base, TOKENS[:, :9], positions, cached_attention(jnp.asarray(positions)), cache)
-    assert not cache.k[:, :, :, 9:].any()  # padding was not written
+    assert not any(layer.k[..., 9:].any() or layer.v[:, :, 9:].any() for layer in cache)  # padding was not written
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(logits[row, :length], expected[row, :length], rtol=0, atol=1e-4)
     for _ in range(4):
         positions = lengths[:, None]
         tokens = np.take_along_axis(TOKENS, positions, axis=1)
-        logits, cache = run(base, tokens, positions, cached_attention(jnp.asarray(positions), width=16), cache)
+        logits, cache = run(base, tokens, positions, cached_attention(jnp.asarray(positions)), cache)
         np.testing.assert_allclose(logits[:, 0], expected[np.arange(3), lengths], rtol=0, atol=1e-4)
         lengths = lengths + 1
 
@@ -59,5 +59,14 @@ def test_rows_choose_sequences_of_the_cache(base, expected):
     attend = cached_attention(jnp.asarray(positions), rows=jnp.asarray([3, 1]))
     logits, cache = run(base, TOKENS[:2, :8], positions, attend, cache)
     np.testing.assert_allclose(logits, expected[:2, :8], rtol=0, atol=1e-4)
-    assert [bool(cache.k[:, row].any()) for row in range(4)] == [False, True, False, True]
-    assert not cache.v[:, :, :, 8:].any()
+    assert [bool(cache[1].k[row].any()) for row in range(4)] == [False, True, False, True]
+    assert not any(layer.v[:, :, 8:].any() for layer in cache)
+
+
+def test_pieces_of_one_text_may_lie_side_by_side(base, expected):
+    """Two rows of a batch that name the same row of the cache are one text."""
+    cache = make_cache(base.config, sequences=2, context=24)
+    positions = np.arange(16).reshape(2, 8)
+    attend = cached_attention(jnp.asarray(positions), rows=jnp.asarray([1, 1]))
+    logits, _ = run(base, TOKENS[:1, :16].reshape(2, 8), positions, attend, cache)
+    np.testing.assert_allclose(logits.reshape(16, -1), expected[0, :16], rtol=0, atol=1e-4)

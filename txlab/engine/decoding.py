@@ -1,4 +1,8 @@
-"""The jitted programs of sampling: prefill, decode, score."""
+"""The jitted programs of sampling: embed, a few layers, draw, score.
+
+A step is dispatched from the host in a few pieces, all alike: layers of one shape are compiled once, in a fraction of
+a second, and no product reads a copy of its weights, as one in a loop on the device would.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from jax import lax
 
-from txlab.engine.drawing import DrawParams, Draws, draw, draw_alternatives, top_logprobs
-from txlab.engine.kv_cache import cache_size
-from txlab.lora.linear import AdapterSet, LoraProjector
-from txlab.models.attention import KVCache, cached_attention
-from txlab.models.decoder import Projector, base_projector
+from txlab.engine.drawing import DrawParams, draw, draw_alternatives, top_logprobs
+from txlab.lora.adapter import Factors
+from txlab.lora.linear import LoraProjector
+from txlab.models.attention import KVCache, cached_attention, rope_angles
+from txlab.models.config import ModelConfig
+from txlab.models.decoder import base_projector, block, rms_norm
 
 
 class Rows(NamedTuple):
@@ -24,9 +27,16 @@ class Rows(NamedTuple):
     position: Any  # (S,) int32, where it belongs
     drawn: Any  # (S,) int32, tokens drawn so far
     remaining: Any  # (S,) int32, tokens that may still be drawn
-    adapter: Any  # (S,) int32, entry in the adapter set
     stop_ids: Any  # (S, M) int32, -1: none
     draw: DrawParams
+
+
+class Ends(NamedTuple):
+    """What of the base lies before and after its layers."""
+
+    embedding: Any  # (V, D)
+    norm: Any  # (D,)
+    head: Any  # (V, D)
 
 
 class Asked(NamedTuple):
@@ -48,79 +58,74 @@ class Scores(NamedTuple):
     alt_logprobs: jax.Array  # (S, A) float32
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
-def prefill(
-    graph, width: int, state, adapters: AdapterSet | None, cache: KVCache, tokens, positions, rows, entries
-) -> tuple[KVCache, jax.Array]:
-    """Write keys and values of a piece of B prompts, tokens and positions (B, T), into the cache rows ``rows`` (B,).
+class Inputs(NamedTuple):
+    """What the layers take of B pieces of T tokens."""
 
-    The pieces before it are in the cache already; positions are below ``width``, those of padding beyond the cache.
-    ``entries`` (B,) says which adapter of the set a prompt uses. Also returns the final states (B, T, D).
+    x: jax.Array  # (B, T, D)
+    rope: tuple[jax.Array, jax.Array]  # (B, T, hd/2)
+    positions: jax.Array  # (B, T) int32, places in the cache; beyond it: padding
+
+
+@partial(jax.jit, static_argnums=0)
+def embed(config: ModelConfig, embedding, tokens, positions) -> Inputs:
+    """Of tokens and positions (B, T) int32."""
+    return Inputs(embedding[tokens], rope_angles(config, positions), positions)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=(4, 5))
+def layers(config: ModelConfig, weights, adapters, columns, cache: KVCache, x, rope, positions, rows):
+    """A few layers, with their adapters and their part of the cache: the states (B, T, D) after them, and the cache.
+
+    ``rows`` (B,) says which row of the cache a piece belongs to; None: piece b to row b, of all. ``columns``: see
+    LoraProjector.
     """
-    decoder = nnx.merge(graph, state)
-    attend = cached_attention(positions, rows, width)
-    hidden, cache = decoder(tokens, positions, attend, cache, _projector(adapters, entries))
-    return cache, hidden
+    attend = cached_attention(positions, rows)
+    project = base_projector if adapters is None else LoraProjector(adapters, None, columns)
+    for index, of_layer in enumerate(weights):
+
+        def attend_here(q: jax.Array, k: jax.Array, v: jax.Array, index: int = index) -> jax.Array:
+            nonlocal cache
+            out, cache = attend(index, q, k, v, cache)
+            return out
+
+        x = block(config, of_layer, x, rope, attend_here, project.layer(index))
+    return x, cache
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
-def decode(graph, most: int, k: int, state, adapters: AdapterSet | None, cache: KVCache, rows: Rows, steps):
-    """Up to ``steps`` (at most ``most``) tokens for each row, fewer where all rows end.
+@partial(jax.jit, static_argnums=(0, 1))
+def draw_next(config: ModelConfig, k: int, base: Ends, own: Factors | None, columns, x, rows: Rows, beyond):
+    """From states (S, 1, D) to the next token of each row.
 
-    Returns the cache and what was drawn, step by step: arrays of Draws with an axis ``most`` after S, whose token is
-    -1 where a row had ended.
+    Returns the rows after it, what was drawn, the token -1 where a row had ended, and the Inputs of the next step.
     """
-    decoder = nnx.merge(graph, state)
-    project = _projector(adapters, rows.adapter)
-    _, beyond = cache_size(cache)
-
-    def unfinished(carry):
-        step, rows, *_ = carry
-        return (step < steps) & (rows.remaining > 0).any()
-
-    def body(carry):
-        step, rows, cache, drawn = carry
-        alive = rows.remaining > 0
-        position = jnp.where(alive, rows.position, beyond)[:, None]
-        hidden, cache = decoder(rows.token[:, None], position, cached_attention(position), cache, project)
-        new = draw(decoder.unembed(hidden, project)[:, 0], rows.draw, rows.drawn, k)
-        kept = new._replace(tokens=jnp.where(alive, new.tokens, -1))
-        drawn = jax.tree.map(lambda all_steps, this: all_steps.at[:, step].set(this), drawn, kept)
-        stopped = (new.tokens[:, None] == rows.stop_ids).any(axis=1)
-        rows = rows._replace(
-            token=jnp.where(alive, new.tokens, rows.token),
-            position=rows.position + alive,
-            drawn=rows.drawn + alive,
-            remaining=jnp.where(alive & ~stopped, rows.remaining - 1, 0),
-        )
-        return step + 1, rows, cache, drawn
-
-    shape = (rows.token.shape[0], most)
-    none = Draws(
-        jnp.full(shape, -1, jnp.int32),
-        jnp.zeros(shape, jnp.float32),
-        jnp.zeros((*shape, k), jnp.int32),
-        jnp.zeros((*shape, k), jnp.float32),
+    alive = rows.remaining > 0
+    new = draw(_logits(config, base, own, columns, x)[:, 0], rows.draw, rows.drawn, k)
+    stopped = (new.tokens[:, None] == rows.stop_ids).any(axis=1)
+    rows = rows._replace(
+        token=jnp.where(alive, new.tokens, rows.token),
+        position=rows.position + alive,
+        drawn=rows.drawn + alive,
+        remaining=jnp.where(alive & ~stopped, rows.remaining - 1, 0),
     )
-    _, _, cache, drawn = lax.while_loop(unfinished, body, (jnp.int32(0), rows, cache, none))
-    return cache, drawn
+    return rows, new._replace(tokens=jnp.where(alive, new.tokens, -1)), enter(config, base.embedding, rows, beyond)
 
 
-@partial(jax.jit, static_argnums=1)
-def slice_states(hidden: jax.Array, size: int, row, start) -> jax.Array:
-    """Positions ``start`` … of one row of states (B, T, D): (size, D)."""
-    return lax.dynamic_slice_in_dim(hidden[row], start, size)
+@partial(jax.jit, static_argnums=0)
+def enter(config: ModelConfig, embedding, rows: Rows, beyond) -> Inputs:
+    """The newest token of each row, (S, 1); a row that has ended is padding."""
+    positions = jnp.where(rows.remaining > 0, rows.position, beyond)[:, None]
+    return Inputs(embedding[rows.token[:, None]], rope_angles(config, positions), positions)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def score(
-    graph, k: int, alternatives: int, state, adapters: AdapterSet | None, hidden: jax.Array, asked: Asked
+    config: ModelConfig, k: int, alternatives: int, base: Ends, own: Factors | None, columns, hidden, asked: Asked
 ) -> Scores:
-    """Answer what is asked of states (S, D): S at most HEAD_TOKENS, as the logits of all are alive together.
+    """Answer what is asked of states (S, D): few, as the logits of all are alive together.
 
-    ``adapters`` holds one adapter at most.
+    ``own`` is the head's part of an AdapterSet, ``columns`` (1, R) are those of the adapter that is asked.
     """
-    logits = nnx.merge(graph, state).unembed(hidden, _projector(adapters, None))  # (S, V)
+    logits = _logits(config, base, own, columns, hidden[None])[0]  # (S, V)
     total = jax.nn.logsumexp(logits, axis=-1)
 
     def logprobs(tokens: jax.Array) -> jax.Array:
@@ -130,5 +135,6 @@ def score(
     return Scores(logprobs(asked.tokens), *top_logprobs(logits, total, k), alts, logprobs(alts))
 
 
-def _projector(adapters: AdapterSet | None, entries: jax.Array | None) -> Projector:
-    return base_projector if adapters is None else LoraProjector(adapters, entries)
+def _logits(config: ModelConfig, base: Ends, own: Factors | None, columns, x: jax.Array) -> jax.Array:
+    """Float32 logits (B, T, V) of states (B, T, D)."""
+    return LoraProjector((), own, columns).head(rms_norm(x, base.norm, config.rms_norm_eps), base.head)

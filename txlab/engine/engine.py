@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence as Items
 from itertools import count
+
+import numpy as np
 
 from txlab.config import EngineSettings
 from txlab.engine.compiles import use_compile_cache, watch_compiles
@@ -17,12 +20,13 @@ from txlab.engine.events import (
     PassCompleted,
     ProgramCompiled,
     SampleCompleted,
+    SampleProgress,
     State,
     StateChanged,
     StepCompleted,
 )
 from txlab.engine.host_memory import keep_freed_memory, release_freed_memory
-from txlab.engine.jobs import Job
+from txlab.engine.jobs import Job, Sequence
 from txlab.engine.losses import Losses
 from txlab.engine.passes import PassRun, total_weight
 from txlab.engine.requests import (
@@ -49,6 +53,7 @@ from txlab.engine.requests import (
 )
 from txlab.engine.sampler import Sampler
 from txlab.engine.scheduler import Done, Scheduler, Ticket, model_of
+from txlab.engine.shares import Shares
 from txlab.engine.streams import streams_for
 from txlab.engine.trainer import optim_step
 from txlab.engine.warmup import WarmUp, rehearse
@@ -66,7 +71,7 @@ class Engine:
 
     ``submit`` may be called from any thread. Everything else happens on the engine's own thread, or on those of its
     streams while it waits for them, between ``start`` and ``stop``: training goes a micro-batch for each stream at a
-    time and sampling a few tokens at a time, in turn.
+    time and sampling a few tokens at a time, and their shares say which comes next.
     """
 
     def __init__(self, base: BaseModel, settings: EngineSettings, bus: EventBus):
@@ -77,8 +82,16 @@ class Engine:
         self._bus = bus
         self._bank = AdapterBank(base.config, replicated(base.mesh), settings.snapshot_bytes)
         self._streams = streams_for(base, settings)
-        self._sampler = Sampler(base, settings.sample_rows, settings.decode_steps, settings.cache_bytes)
+        self._sampler = Sampler(
+            base,
+            settings.sample_rows,
+            settings.decode_steps,
+            settings.cache_bytes,
+            settings.prefix_bytes,
+            self._publish_progress,
+        )
         self._scheduler = Scheduler(pass_tokens=8 * self._streams.count * self._streams.tokens)
+        self._shares = Shares({"sampling": settings.sample_share, "training": 1 - settings.sample_share})
         self._run_of_passes: PassRun | None = None
         self._retries: deque[list[Ticket]] = deque()
         self._sampling: dict[Job, Ticket] = {}
@@ -105,6 +118,11 @@ class Engine:
     def micro_batches(self) -> tuple[int, int]:
         """How many run side by side, and positions of each."""
         return self._streams.count, self._streams.tokens
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long the engine's thread has worked, rather than waited for requests."""
+        return self._shares.busy_seconds
 
     def warm_up(self) -> None:
         """Compile what short sequences will need, while nothing else is to be done."""
@@ -159,10 +177,13 @@ class Engine:
         return not self._stopping
 
     def step(self) -> bool:
-        """One piece of training and one of sampling. False where there was nothing to do."""
-        trained = self._train()
-        sampled = self._sample()
-        return trained or sampled
+        """One piece of training or of sampling, as their shares say. False where there was nothing to do."""
+        work = {"sampling": self._sample, "training": self._train}
+        for kind in self._shares.order({"sampling": self._sampler.busy, "training": self._may_train()}):
+            with self._shares.spend(kind):
+                work[kind]()
+            return True
+        return False
 
     def _accept(self, ticket: Ticket) -> None:
         request = ticket.request
@@ -202,21 +223,21 @@ class Engine:
 
     # ------------------------------------------------------------------------- training
 
-    def _train(self) -> bool:
-        """The next barrier, or the next micro-batch. False where there is neither."""
+    def _may_train(self) -> bool:
+        return self._run_of_passes is not None or bool(self._retries) or self._scheduler.ready
+
+    def _train(self) -> None:
+        """The next barrier, or the next micro-batches."""
         if self._run_of_passes is None:
             if (barrier := self._scheduler.next_barrier()) is not None:
                 self._cross(barrier)
-                return True
+                return
             tickets = self._retries.popleft() if self._retries else self._scheduler.next_passes()
-            if not tickets:
-                return False
             self._attempt(tickets, lambda: self._begin(tickets))
         if (run := self._run_of_passes) is not None:
             self._attempt(run.tickets, lambda: self._advance(run))
-        return True
 
-    def _begin(self, tickets: Sequence[Ticket]) -> None:
+    def _begin(self, tickets: Items[Ticket]) -> None:
         for ticket in tickets:
             self._show_state(model_of(ticket), "training")
         self._run_of_passes = PassRun(tickets, self._bank, self._streams, self.losses)
@@ -235,7 +256,7 @@ class Engine:
             _tell(ticket, result)
             self._show_state(model_of(ticket))
 
-    def _attempt(self, tickets: Sequence[Ticket], work: Callable[[], None]) -> None:
+    def _attempt(self, tickets: Items[Ticket], work: Callable[[], None]) -> None:
         """Do ``work`` for passes that run together; where it fails, try them one by one, so that none fails another."""
         try:
             work()
@@ -298,19 +319,16 @@ class Engine:
         if snapshot is not None and snapshot.model_id is not None:
             self._show_state(snapshot.model_id)
 
-    def _sample(self) -> bool:
-        """Some decode steps. False where nothing is to be sampled."""
-        if not self._sampler.busy:
-            return False
+    def _sample(self) -> None:
+        """Some pieces of prompts, and some decode steps."""
         try:
             ended = self._sampler.step()
         except Exception as error:
             for job in self._sampler.clear():
                 self._fail([self._end_sample(job)], error)
-            return True
+            return
         for job in ended:
             self._complete_sample(job)
-        return True
 
     def _complete_sample(self, job: Job) -> None:
         result = job.result()
@@ -328,13 +346,17 @@ class Engine:
     def _end_sample(self, job: Job) -> Ticket:
         """Forget a job that has ended. Returns whose it was."""
         ticket = self._sampling.pop(job)
+        for sequence in job.sequences:
+            if not sequence.stop_reason:
+                sequence.stop_reason = "cancelled"
+                self._publish_progress(sequence, len(sequence.tokens))
         if job.model_id is not None:
             self._show_state(job.model_id)
         return ticket
 
     # ------------------------------------------------------------------ failures, states
 
-    def _fail(self, tickets: Sequence[Ticket], error: Exception) -> None:
+    def _fail(self, tickets: Items[Ticket], error: Exception) -> None:
         if not isinstance(error, RequestError):
             log.error("a request failed", exc_info=error)
         for ticket in tickets:
@@ -350,6 +372,12 @@ class Engine:
         tickets += self._scheduler.close_all()
         for ticket in tickets:
             _tell(ticket, error)
+
+    def _publish_progress(self, sequence: Sequence, seen: int) -> None:
+        job = sequence.job
+        tokens, logprobs = np.array(sequence.tokens[seen:], np.int32), np.array(sequence.logprobs[seen:], np.float32)
+        key, ended = (job.number, sequence.index), bool(sequence.stop_reason)
+        self._bus.publish(SampleProgress(key, job.model_id, job.request.prompt, tokens, logprobs, ended))
 
     def _publish_created(self, model_id: str, name: str, adapter: Adapter) -> None:
         self._bus.publish(AdapterCreated(model_id, name, adapter.lora.rank, adapter.memory_bytes))

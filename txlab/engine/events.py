@@ -51,6 +51,18 @@ class StepCompleted:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class SampleProgress:
+    """A sequence has more tokens, or ended, finished or not. ``key``: the request's number, the sequence's index."""
+
+    key: tuple[int, int]
+    model_id: str | None  # as in SampleCompleted
+    prompt: np.ndarray  # (P,) int32
+    tokens: np.ndarray  # (n,) int32, the new ones
+    logprobs: np.ndarray  # (n,) float32
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class SampleCompleted:
     """One sampled sequence. ``model_id`` is the adapter that the snapshot was taken of, None for the base."""
 
@@ -88,7 +100,14 @@ class ProgramCompiled:
 
 
 Event = (
-    AdapterCreated | PassCompleted | StepCompleted | SampleCompleted | StateChanged | BatchCompleted | ProgramCompiled
+    AdapterCreated
+    | PassCompleted
+    | StepCompleted
+    | SampleProgress
+    | SampleCompleted
+    | StateChanged
+    | BatchCompleted
+    | ProgramCompiled
 )
 
 
@@ -130,6 +149,16 @@ class AdapterView:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class LiveSample:
+    """A sequence that is being sampled, as far as it is."""
+
+    model_id: str | None
+    prompt: np.ndarray  # (P,) int32
+    tokens: np.ndarray  # (n,) int32
+    logprobs: np.ndarray  # (n,) float32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class LabView:
     """All that a board shows, at one moment. ``version`` grows with every event."""
 
@@ -138,6 +167,7 @@ class LabView:
     samples: tuple[SampleCompleted, ...]  # newest first
     compiles: int
     compile_seconds: float
+    streaming: tuple[LiveSample, ...] = ()  # being sampled, newest first
     trained_tokens: int = 0  # of all adapters, forward passes too
     trained_positions: int = 0  # what the device computed for them, padding included
 
@@ -150,6 +180,8 @@ class EventBus:
         self._version = 0
         self._adapters: dict[str, _History] = {}
         self._samples: deque[SampleCompleted] = deque(maxlen=samples)
+        self._streaming: dict[tuple[int, int], list[SampleProgress]] = {}
+        self._most_streaming = samples
         self._compiles = 0
         self._compile_seconds = 0.0
         self._tokens = self._positions = 0
@@ -182,6 +214,7 @@ class EventBus:
                 samples=tuple(reversed(self._samples)),
                 compiles=self._compiles,
                 compile_seconds=self._compile_seconds,
+                streaming=tuple(_live(parts) for parts in reversed(self._streaming.values())),
                 trained_tokens=self._tokens,
                 trained_positions=self._positions,
             )
@@ -190,6 +223,8 @@ class EventBus:
         match event:
             case AdapterCreated(model_id, name, rank, memory_bytes):
                 self._adapters[model_id] = _History(AdapterView(model_id, name, rank, memory_bytes))
+            case SampleProgress():
+                self._follow(event)
             case SampleCompleted():
                 self._samples.append(event)
             case BatchCompleted():
@@ -202,6 +237,17 @@ class EventBus:
                 history = self._adapters.get(event.model_id)
                 if history is not None:
                     history.fold(event)
+
+    def _follow(self, event: SampleProgress) -> None:
+        if event.ended:
+            self._streaming.pop(event.key, None)
+        elif event.key in self._streaming or len(self._streaming) < self._most_streaming:
+            self._streaming.setdefault(event.key, []).append(event)
+
+
+def _live(parts: list[SampleProgress]) -> LiveSample:
+    tokens, logprobs = (np.concatenate([getattr(part, name) for part in parts]) for name in ("tokens", "logprobs"))
+    return LiveSample(parts[0].model_id, parts[0].prompt, tokens, logprobs)
 
 
 class _History:

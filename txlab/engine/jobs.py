@@ -23,12 +23,14 @@ log = logging.getLogger(__name__)
 class Job:
     """One Sample request: its sequences, and what is known of its prompt."""
 
+    number: int
     request: Sample
     snapshot: Snapshot | None  # None: the base
     seed: int
     stop_ids: tuple[int, ...]
     stop_strings: StopStrings
     scores: PromptScores
+    hit_tokens: int = 0  # of the prompt that were not computed for it
     started: float = field(default_factory=time.monotonic)
     sequences: list[Sequence] = field(default_factory=list)
 
@@ -60,6 +62,7 @@ class Job:
             topk_prompt_logprobs=self.scores.top_logprobs(),
             target_prompt_logprobs=self.scores.target_logprobs(),
             prompt_alt_tokens=self.scores.alt_tokens(),
+            prompt_cache_hit_tokens=self.hit_tokens,
         )
 
 
@@ -73,6 +76,14 @@ class Sequence:
     logprobs: list[float] = field(default_factory=list)
     top: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)  # per token: ids (k,), logprobs (k,)
     stop_reason: str = ""
+    filled: int = 0  # tokens of prompt and continuation that are in its row of the cache
+    source: Sequence | None = None  # whose first ``shared`` tokens are to be copied, once they are there
+    shared: int = 0
+
+    @property
+    def text(self) -> np.ndarray:
+        """Prompt and continuation, int32."""
+        return np.concatenate((self.job.request.prompt, np.array(self.tokens, np.int32)))
 
     @property
     def last_token(self) -> int:
@@ -88,11 +99,6 @@ class Sequence:
     def remaining(self) -> int:
         """Tokens that may still be drawn."""
         return 0 if self.stop_reason else self.job.request.params.max_tokens - len(self.tokens)
-
-    @property
-    def most_tokens(self) -> int:
-        """Length of prompt and continuation at most."""
-        return len(self.job.request.prompt) + self.job.request.params.max_tokens
 
     def extend(self, drawn: Draws) -> None:
         """Take n newly drawn tokens, arrays of NumPy, and end where a stop id, a stop string or the limit says so.

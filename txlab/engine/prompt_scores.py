@@ -35,6 +35,16 @@ class PromptScores:
         """How many tokens to draw for each place, rounded up in the same way."""
         return _bucket(self._request.prompt_alt_tokens_k)
 
+    @property
+    def next_row(self) -> int:
+        """The first row that is still to be scored."""
+        return self._next
+
+    @property
+    def pending(self) -> bool:
+        """Whether any is."""
+        return self._next < self._rows
+
     def slices(self, start: int, width: int) -> list[int]:
         """Where to score, in a piece of ``width`` positions from ``start`` on: slices of ``slice_size(width)``."""
         size = slice_size(width)

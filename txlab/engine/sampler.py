@@ -1,50 +1,80 @@
 """Sampling: sequences join and leave a shared KV cache between short runs of decode steps.
 
-A prompt is prefilled once, all but its last token, whatever the number of its samples; the last token is the first
-that decodes. Each row of the batch has its own adapter, limits, stops, temperature and random stream.
+A step admits what has room, computes some pieces of prompts, and decodes a few tokens for the rows whose prompts are
+complete. What another row or a kept prefix begins with is copied, not computed. Where the cache would outgrow its
+limit, the youngest row gives its place up and is computed again later. Each row has its own adapter, limits, stops,
+temperature and random stream.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections import deque
+from collections.abc import Callable, Iterable
+from itertools import count
 
 import jax
 import numpy as np
-from flax import nnx
 
 from txlab.engine import decoding
+from txlab.engine.decoding import Ends, Rows
 from txlab.engine.drawing import DrawParams, Draws
 from txlab.engine.jobs import Job, Sequence
-from txlab.engine.kv_cache import cache_bytes, cache_size, copy_row, resize, rows_bucket, width_bucket
+from txlab.engine.kv_cache import (
+    cache_size,
+    copy_row,
+    put_row,
+    resize,
+    rows_bucket,
+    take_row,
+    token_bytes,
+    width_bucket,
+)
 from txlab.engine.packing import bucket
-from txlab.engine.prompt_scores import PromptScores, slice_size
+from txlab.engine.prefixes import MIN_SHARED, Prefix, Prefixes, common
+from txlab.engine.prompt_scores import PromptScores
 from txlab.engine.requests import Sample
 from txlab.engine.stops import StopStrings, stop_id_table
-from txlab.lora.adapter import Adapter
+from txlab.lora.adapter import Adapter, tree_bytes
 from txlab.lora.bank import Snapshot
 from txlab.lora.linear import AdapterSet, combine
-from txlab.models.attention import KVCache, make_cache
+from txlab.models.attention import KVCache, LayerCache, make_cache
 from txlab.models.base import BaseModel
+from txlab.models.mesh import replicated
 
+PIECE = 32  # tokens of a prompt that are prefilled as one row of a batch
+PIECES = (16, 4, 1)  # of prompts, in one dispatch
+PATIENCE = 4  # steps that few complete rows wait for many incomplete ones, at most
 SMALL_ROWS = 8  # a batch of so many is not shrunk while it decodes
-PREFILL_TOKENS = 1024  # of prompts that are prefilled together, padding included
-PREFILL_PIECE = 512  # of one prompt in one dispatch: what attention weighs at once is this times the prompt
+GROUP = 6  # layers in one program, at most: more are slower to compile, fewer take more dispatches
 COLDEST = 1e-5  # lower temperatures differ from it in nothing that float32 can hold
+
+Told = Callable[[Sequence, int], None]
+"""``told(sequence, seen)``: it has new tokens, from number ``seen`` on."""
 
 
 class Sampler:
     """Continuous batching over one base model. The engine thread alone calls it."""
 
-    def __init__(self, base: BaseModel, rows: int, steps: int, cache_limit: int):
-        self._base = base
-        self._graph, self._state = nnx.split(base.decoder)
-        self._dtype = base.decoder.head.dtype
+    def __init__(
+        self, base: BaseModel, rows: int, steps: int, cache_limit: int, prefix_limit: int, told: Told = lambda *_: None
+    ):
+        self._base, self._config = base, base.config
+        decoder = base.decoder
+        self._ends = Ends(decoder.embedding[...], decoder.norm[...], decoder.head)
+        self._weights = decoder.weights
+        self._dtype = decoder.head.dtype
+        self._placement = replicated(base.mesh)
         self._most_rows, self._steps, self._cache_limit = rows, steps, cache_limit
+        self._told = told
+        self._numbers = count()
         self._waiting: deque[Sequence] = deque()
-        self._rows: list[Sequence | None] = []  # what each row of the cache decodes
+        self._rows: list[Sequence | None] = []  # whose each row of the cache is
         self._cache: KVCache | None = None
-        self._set: tuple[tuple[Adapter | None, ...], int, AdapterSet | None] | None = None
+        self._prefixes = Prefixes(prefix_limit)
+        self._members: tuple[Adapter | None, ...] = (None,)
+        self._adapters: AdapterSet | None = None  # of the members
+        self._patience = PATIENCE
 
     @property
     def busy(self) -> bool:
@@ -54,7 +84,17 @@ class Sampler:
     @property
     def jobs(self) -> list[Job]:
         """Jobs with a sequence that decodes or waits."""
-        return list(dict.fromkeys(s.job for s in (*self._rows, *self._waiting) if s is not None))
+        return list(dict.fromkeys(s.job for s in (*self._active, *self._waiting)))
+
+    @property
+    def occupancy(self) -> tuple[int, int, int]:
+        """Sequences in the cache, rows of the cache, and sequences that wait."""
+        return len(self._active), len(self._rows), len(self._waiting)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of the cache; of kept prefixes apart."""
+        return tree_bytes(self._cache)
 
     def add(self, request: Sample, snapshot: Snapshot | None) -> Job:
         """Queue the sequences of a request."""
@@ -63,18 +103,25 @@ class Sampler:
         stops = self._base.eos_ids if params.stop is None else params.stop
         ids = tuple(stop for stop in stops if isinstance(stop, int))
         strings = StopStrings([stop for stop in stops if isinstance(stop, str)], self._base.tokenizer)
-        job = Job(request, snapshot, seed, ids, strings, PromptScores(request))
+        job = Job(next(self._numbers), request, snapshot, seed, ids, strings, PromptScores(request))
         job.sequences = [Sequence(job, index) for index in range(request.num_samples)]
         self._waiting.extend(job.sequences)
         return job
 
     def step(self) -> list[Job]:
-        """Admit what has room, decode a few tokens for all rows. Returns the jobs that ended."""
+        """Admit what has room, prefill some, decode a few tokens for complete rows. Returns the jobs that ended."""
         self._admit()
+        self._share()
+        self._prefill()
+        self._share()
         self._decode()
-        ended = {s.job: None for s in self._rows if s is not None and s.stop_reason}
+        ended = [s for s in self._active if s.stop_reason]
+        for sequence in ended:
+            self._retain(sequence)
         self._rows = [None if s is None or s.stop_reason else s for s in self._rows]
-        return [job for job in ended if job.done]
+        if not self.busy:
+            self._rows, self._cache = [], None
+        return [job for job in dict.fromkeys(s.job for s in ended) if job.done]
 
     def cancel(self, job: Job) -> None:
         """Forget a job that has not ended: its rows are free from the next step on."""
@@ -85,151 +132,273 @@ class Sampler:
         """Forget everything, after a failure. Returns the jobs that were under way."""
         jobs = self.jobs
         self._waiting.clear()
-        self._rows, self._cache, self._set = [], None, None
+        self._prefixes.clear()
+        self._rows, self._cache = [], None
+        self._members, self._adapters = (None,), None
         return jobs
+
+    @property
+    def _active(self) -> list[Sequence]:
+        return [s for s in self._rows if s is not None]
 
     # ------------------------------------------------------------------------- admission
 
     def _admit(self) -> None:
-        active = [s for s in self._rows if s is not None]
+        """Give rows to those that wait, as far as the cache may grow; take some back where it outgrew its limit."""
+        active = self._active
+        while len(active) > 1 and not self._fits(active):
+            youngest = active.pop()
+            youngest.filled, youngest.source = 0, None
+            self._waiting.appendleft(youngest)
+            self._rows[self._rows.index(youngest)] = None
         joining: list[Sequence] = []
         while self._waiting and self._fits([*active, *joining, self._waiting[0]]):
             joining.append(self._waiting.popleft())
-        if joining or not active or self._sparse(len(active)):
-            self._make_room([*active, *joining], len(active))
-        self._prefill(joining)
-
-    def _sparse(self, active: int) -> bool:
-        """Whether so few rows are left that a smaller batch pays for its move. The last step down does not."""
-        return len(self._rows) > SMALL_ROWS and active * 4 <= len(self._rows)
+        self._make_room([*active, *joining], len(active))
+        if joining:
+            self._meet()
+        for sequence in joining:
+            self._find_source(sequence, active)
+            active.append(sequence)
 
     def _fits(self, sequences: list[Sequence]) -> bool:
-        """Whether these may decode together. One alone always may."""
+        """Whether these may be in the cache together, for now. One alone always may."""
         if len(sequences) == 1:
             return True
         if len(sequences) > self._most_rows:
             return False
-        rows = rows_bucket(len(sequences), self._most_rows)
-        width = width_bucket(max(s.most_tokens for s in sequences))
-        return cache_bytes(self._base.config, rows, width, self._dtype) <= self._cache_limit
+        rows, width = rows_bucket(len(sequences), self._most_rows), self._width(sequences)
+        return rows * width * token_bytes(self._config, self._dtype) <= self._cache_limit
+
+    def _width(self, sequences: Iterable[Sequence]) -> int:
+        """What the longest of them needs until the next step."""
+        return width_bucket(max(s.position + min(s.remaining, self._steps) for s in sequences))
 
     def _make_room(self, sequences: list[Sequence], active: int) -> None:
         """Rows and cache for exactly ``sequences``, of which the first ``active`` are in the cache now."""
         if not sequences:
-            self._rows, self._cache, self._set = [], None, None
             return
-        rows = rows_bucket(len(sequences), self._most_rows)
-        width = width_bucket(max(s.most_tokens for s in sequences))
+        rows, width = rows_bucket(len(sequences), self._most_rows), self._width(sequences)
         if self._cache is None or not active:
             if self._cache is None or cache_size(self._cache) != (rows, width):
                 self._cache = None  # freed before its successor is made
-                self._cache = make_cache(self._base.config, rows, width, self._dtype)
-        elif cache_size(self._cache) != (rows, width):
-            keep = [row for row, s in enumerate(self._rows) if s is not None]
-            self._cache = resize(self._cache, keep, rows, width)
-        else:  # same size: everybody stays, newcomers take the empty rows
-            places = list(self._rows)
-            newcomers = iter(sequences[active:])
-            self._rows = [next(newcomers, None) if s is None else s for s in places]
+                self._cache = make_cache(self._config, rows, width, self._dtype)
+            self._rows = [*sequences, *[None] * (rows - len(sequences))]
             return
-        self._rows = [*sequences, *[None] * (rows - len(sequences))]
+        have, wide = cache_size(self._cache)
+        if rows <= have and width <= wide and not self._sparse(len(sequences), width):
+            newcomers = iter(sequences[active:])
+            self._rows = [next(newcomers, None) if s is None else s for s in self._rows]
+            return
+        keep = [row for row, s in enumerate(self._rows) if s is not None]
+        order = [s for s in self._rows if s is not None]
+        self._cache = resize(self._cache, keep, rows, width)
+        self._rows = [*order, *sequences[active:], *[None] * (rows - len(sequences))]
 
-    def _prefill(self, joining: list[Sequence]) -> None:
-        """Bring the prompts of ``joining`` into the cache, each prompt once."""
-        first: dict[Job, Sequence] = {}
-        for sequence in joining:
-            first.setdefault(sequence.job, sequence)
-        prompts = sorted((s for s in first.values() if s.position > 0), key=lambda s: s.position)
-        while prompts:
-            most = max(1, PREFILL_TOKENS // bucket(prompts[-1].position, 16))
-            prompts, batch = prompts[:-most], prompts[-most:]
-            self._prefill_batch(batch)
-        for sequence in joining:
-            source = first[sequence.job]
-            if source is not sequence and sequence.position > 0:
-                self._cache = copy_row(self._cache, self._rows.index(source), self._rows.index(sequence))
-        for job in first:
-            job.scores.fetch()
-
-    def _prefill_batch(self, sequences: list[Sequence]) -> None:
+    def _sparse(self, sequences: int, width: int) -> bool:
+        """Whether so little of the cache is in use that a smaller one pays for the move."""
         assert self._cache is not None
-        count, width = bucket(len(sequences)), bucket(max(s.position for s in sequences), 16)
+        rows, wide = cache_size(self._cache)
+        return (rows > SMALL_ROWS and sequences * 4 <= rows) or width * 4 <= wide
+
+    def _meet(self) -> None:
+        """Have an adapter set for everybody. Some who have left may stay in it, since it takes time to lay one out."""
+        members = tuple(dict.fromkeys(s.job.adapter for s in self._active))
+        if set(members) <= set(self._members) and len(self._members) <= 2 * len(members):
+            return
+        self._members, self._adapters = members, None  # the old set is freed first
+        self._adapters = combine(members, self._config.num_layers, self._placement)
+
+    def _columns(self, adapters: list[Adapter | None]) -> np.ndarray | None:
+        """Which columns of the set are those of each row."""
+        if self._adapters is None:
+            return None
+        entries = {adapter: entry for entry, adapter in enumerate(self._members)}
+        return self._adapters.columns([entries.get(adapter, -1) for adapter in adapters])
+
+    # ------------------------------------------------------------------- shared beginnings
+
+    def _find_source(self, sequence: Sequence, others: list[Sequence]) -> None:
+        """Who has, or will have, computed the longest beginning of a sequence's text: a kept prefix, or another row."""
+        job = sequence.job
+        text = sequence.text[: sequence.position]
+        siblings = [other for other in others if other.job is job]
+        if not siblings and job.scores.pending:
+            text = text[: job.scores.next_row]  # what is asked of the rest of the prompt has to be computed
+        same = siblings or [other for other in others if other.job.adapter is job.adapter]
+        lengths = [common(other.text[: other.position], text) for other in same]
+        longest = max(lengths, default=0)
+        kept = self._prefixes.find(job.adapter, text)
+        if kept is not None and kept[1] > longest:
+            prefix, sequence.filled = kept
+            self._put(self._rows.index(sequence), prefix)
+            job.hit_tokens = max(job.hit_tokens, sequence.filled)
+        elif longest >= MIN_SHARED:
+            sequence.source, sequence.shared = same[lengths.index(longest)], longest
+
+    def _put(self, row: int, prefix: Prefix) -> None:
+        assert self._cache is not None
+        _, width = cache_size(self._cache)
+        _, kept = cache_size(prefix.cache)
+        part = prefix.cache if kept <= width else take_row(prefix.cache, np.int32(0), width)
+        self._cache = put_row(self._cache, np.int32(row), part)
+
+    def _share(self) -> None:
+        """Copy what others have computed by now; who lost its source computes for itself."""
+        for row, sequence in enumerate(self._rows):
+            if sequence is None or (source := sequence.source) is None:
+                continue
+            if not any(s is source for s in self._rows):
+                sequence.source = None
+            elif source.filled >= sequence.shared:
+                assert self._cache is not None
+                self._cache = copy_row(self._cache, np.int32(self._rows.index(source)), np.int32(row))
+                sequence.source, sequence.filled = None, sequence.shared
+                if source.job is not sequence.job:
+                    sequence.job.hit_tokens = max(sequence.job.hit_tokens, sequence.shared)
+
+    def _retain(self, sequence: Sequence) -> None:
+        """Keep what may be continued: a conversation's turn, or a prompt that was sampled several times."""
+        text = sequence.text[: sequence.filled]
+        text = text if len(sequence.job.sequences) == 1 else text[: len(sequence.job.request.prompt) - 1]
+        adapter = sequence.job.adapter
+        if len(text) < MIN_SHARED or self._cache is None or self._prefixes.holds(adapter, text):
+            return
+        _, width = cache_size(self._cache)
+        part = take_row(self._cache, np.int32(self._rows.index(sequence)), min(width, bucket(len(text), 64)))
+        self._prefixes.add(adapter, Prefix(text, part))
+
+    # --------------------------------------------------------------------------- prefill
+
+    def _prefill(self) -> None:
+        """One dispatch of pieces of incomplete prompts, dealt in turn so that a short one does not wait for a long."""
+        incomplete = [s for s in self._active if s.filled < s.position and s.source is None]
+        if not incomplete:
+            return
+        pieces: list[tuple[Sequence, int]] = []
+        starts = {s: range(s.filled, s.position, PIECE) for s in incomplete}
+        for turn in range(max(map(len, starts.values()))):
+            pieces += [(s, starts[s][turn]) for s in incomplete if turn < len(starts[s])]
+        size = next((n for n in PIECES if len(pieces) > n // 2), 1)
+        self._prefill_pieces(pieces[:size], size)
+        for sequence in {s for s, _ in pieces[:size]}:
+            if sequence.filled == sequence.position:
+                sequence.job.scores.fetch()
+
+    def _prefill_pieces(self, pieces: list[tuple[Sequence, int]], size: int) -> None:
+        assert self._cache is not None
         _, beyond = cache_size(self._cache)
-        tokens = np.zeros((count, width), np.int32)
-        positions = np.full((count, width), beyond, np.int32)
-        rows, entries = np.zeros(count, np.int32), np.zeros(count, np.int32)
-        adapters, entry = self._adapters()
-        for i, sequence in enumerate(sequences):
-            length = sequence.position
-            tokens[i, :length] = sequence.job.request.prompt[:-1]
-            positions[i, :length] = np.arange(length)
-            rows[i] = self._rows.index(sequence)
-            entries[i] = entry[sequence.job.adapter]
-        for start in range(0, width, PREFILL_PIECE):
-            end = min(start + PREFILL_PIECE, width)
-            piece = tokens[:, start:end], positions[:, start:end]
-            self._cache, hidden = decoding.prefill(
-                self._graph, bucket(end), self._state, adapters, self._cache, *piece, rows, entries
+        tokens, positions = np.zeros((size, PIECE), np.int32), np.full((size, PIECE), beyond, np.int32)
+        rows = np.zeros(size, np.int32)
+        adapters: list[Adapter | None] = [None] * size
+        for i, (sequence, start) in enumerate(pieces):
+            text = sequence.text[start : min(start + PIECE, sequence.position)]
+            tokens[i, : len(text)] = text
+            positions[i, : len(text)] = np.arange(start, start + len(text))
+            rows[i], adapters[i] = self._rows.index(sequence), sequence.job.adapter
+            sequence.filled = max(sequence.filled, start + len(text))
+        inputs = decoding.embed(self._config, self._ends.embedding, tokens, positions)
+        hidden = self._layers(inputs, self._columns(adapters), rows)
+        for i, (sequence, start) in enumerate(pieces):
+            self._score(sequence.job, hidden, i, start)
+
+    def _layers(self, inputs: decoding.Inputs, columns: np.ndarray | None, rows: np.ndarray | None) -> jax.Array:
+        """All layers, some at a time: states (B, T, D). Replaces the cache."""
+        assert self._cache is not None
+        x, cache = inputs.x, self._cache
+        size = max(n for n in range(1, GROUP + 1) if self._config.num_layers % n == 0)
+        after: list[LayerCache] = []
+        for first in range(0, self._config.num_layers, size):
+            here = slice(first, first + size)
+            factors = None if self._adapters is None else self._adapters.layers[here]
+            x, part = decoding.layers(
+                self._config,
+                self._weights[here],
+                factors,
+                columns,
+                cache[here],
+                x,
+                inputs.rope,
+                inputs.positions,
+                rows,
             )
-            for i, sequence in enumerate(sequences):
-                self._score(sequence.job, hidden, i, start)
+            after += part
+        self._cache = tuple(after)
+        return x
 
     def _score(self, job: Job, hidden: jax.Array, row: int, start: int) -> None:
         """Find out what the job asks of the positions from ``start`` on, whose states are hidden[row] (T, D)."""
-        width = hidden.shape[1]
-        size = slice_size(width)
-        for at in job.scores.slices(start, width):
-            states = decoding.slice_states(hidden, size, np.int32(row), np.int32(at - start))
+        for at in job.scores.slices(start, PIECE):
             asked = decoding.Asked(
-                tokens=job.scores.tokens(at, size),
-                positions=np.arange(at, at + size, dtype=np.int32),
+                tokens=job.scores.tokens(at, PIECE),
+                positions=np.arange(at, at + PIECE, dtype=np.int32),
                 temperature=np.float32(_temperature(job.request.params.temperature)),
                 seed=np.array(divmod(job.seed, 2**32), np.uint32),
             )
-            top_k = min(job.scores.top_k, self._base.config.vocab_size)
-            adapters = combine([job.adapter], 1)
-            scores = decoding.score(self._graph, top_k, job.scores.alternatives, self._state, adapters, states, asked)
+            top_k = min(job.scores.top_k, self._config.vocab_size)
+            columns, own = self._columns([job.adapter]), None if self._adapters is None else self._adapters.head
+            scores = decoding.score(
+                self._config, top_k, job.scores.alternatives, self._ends, own, columns, hidden[row], asked
+            )
             job.scores.add(at, scores)
 
     # -------------------------------------------------------------------------- decoding
 
     def _decode(self) -> None:
-        if not any(self._rows):
+        """A few tokens for each complete row."""
+        ready = [s is not None and s.filled == s.position and not s.stop_reason for s in self._rows]
+        complete, incomplete = sum(ready), len(self._active) - sum(ready)
+        self._patience -= 1
+        if not complete or (incomplete > complete and self._patience > 0):
             return
-        adapters, entry = self._adapters()
-        rows = self._row_arrays(entry)
-        self._cache, drawn = decoding.decode(
-            self._graph,
-            self._steps,
-            self._top_logprobs_k(),
-            self._state,
-            adapters,
-            self._cache,
-            rows,
-            np.int32(self._steps),
-        )
+        self._patience = PATIENCE
+        rows, columns = self._row_arrays(ready), self._columns([s.job.adapter if s else None for s in self._rows])
+        assert self._cache is not None
+        beyond = np.int32(cache_size(self._cache)[1])
+        own = None if self._adapters is None else self._adapters.head
+        inputs = decoding.enter(self._config, self._ends.embedding, rows, beyond)
+        drawn = []
+        for _ in range(self._run_length(ready)):
+            x = self._layers(inputs, columns, None)
+            rows, draws, inputs = decoding.draw_next(
+                self._config, self._top_logprobs_k(), self._ends, own, columns, x, rows, beyond
+            )
+            drawn.append(draws)
         drawn = jax.device_get(drawn)
         for row, sequence in enumerate(self._rows):
-            if sequence is not None:
-                kept = int((drawn.tokens[row] >= 0).sum())
-                sequence.extend(Draws(*(array[row, :kept] for array in drawn)))
+            if sequence is not None and ready[row]:
+                self._take(sequence, [Draws(*(array[row] for array in draws)) for draws in drawn])
+
+    def _run_length(self, ready: list[bool]) -> int:
+        """Steps until the next look at who comes and goes."""
+        remaining = [s.remaining for s, is_ready in zip(self._rows, ready, strict=True) if s is not None and is_ready]
+        soonest = min(remaining) if self._waiting else max(remaining)  # a row that ends is for one that waits
+        return max(1, min(self._steps, soonest))
+
+    def _take(self, sequence: Sequence, draws: list[Draws]) -> None:
+        """Give a sequence its new tokens."""
+        kept = [one for one in draws if one.tokens >= 0]
+        seen = len(sequence.tokens)
+        sequence.extend(jax.tree.map(lambda *arrays: np.stack(arrays), *kept))
+        sequence.filled = sequence.position
+        self._told(sequence, seen)
 
     def _top_logprobs_k(self) -> int:
         """How many of the likeliest tokens some row wants, rounded up so that few programs are compiled."""
-        most = max(0 if s is None else s.job.request.topk_sample_logprobs for s in self._rows)
-        return min(bucket(most, 8), self._base.config.vocab_size) if most else 0
+        most = max(s.job.request.topk_sample_logprobs for s in self._active)
+        return min(bucket(most, 8), self._config.vocab_size) if most else 0
 
-    def _row_arrays(self, entry: dict[Adapter | None, int]) -> decoding.Rows:
+    def _row_arrays(self, ready: list[bool]) -> Rows:
         def column(dtype, of, empty):
-            return np.array([empty if s is None else of(s) for s in self._rows], dtype)
+            pairs = zip(self._rows, ready, strict=True)
+            return np.array([of(s) if s is not None and is_ready else empty for s, is_ready in pairs], dtype)
 
-        vocabulary = self._base.config.vocab_size
-        return decoding.Rows(
+        vocabulary = self._config.vocab_size
+        return Rows(
             token=column(np.int32, lambda s: s.last_token, 0),
             position=column(np.int32, lambda s: s.position, 0),
             drawn=column(np.int32, lambda s: len(s.tokens), 0),
             remaining=column(np.int32, lambda s: s.remaining, 0),
-            adapter=column(np.int32, lambda s: entry[s.job.adapter], 0),
             stop_ids=stop_id_table([() if s is None else s.job.stop_ids for s in self._rows]),
             draw=DrawParams(
                 temperature=column(np.float32, lambda s: _temperature(s.job.request.params.temperature), 0),
@@ -239,14 +408,6 @@ class Sampler:
                 sample=column(np.int32, lambda s: s.index, 0),
             ),
         )
-
-    def _adapters(self) -> tuple[AdapterSet | None, dict[Adapter | None, int]]:
-        """The adapter set of the present rows, and each adapter's entry in it. Rebuilt only when the rows change."""
-        members = tuple(dict.fromkeys(s.job.adapter for s in self._rows if s is not None))
-        if self._set is None or self._set[0] != members:
-            size = bucket(len(members))
-            self._set = (members, size, combine(members, size))
-        return self._set[2], {adapter: entry for entry, adapter in enumerate(members)}
 
 
 def _temperature(value: float) -> float:

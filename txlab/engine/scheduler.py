@@ -98,6 +98,11 @@ class Scheduler:
         model.waiting[request.seq_id] = ticket
         model.advance()
 
+    @property
+    def ready(self) -> bool:
+        """Whether a pass or a barrier may run now. A barrier behind a running pass may not."""
+        return any(model.passes() or model.barrier() for model in self._models.values())
+
     def next_barrier(self) -> Ticket | None:
         """The longest waiting request that must run alone, if one may run now."""
         found = [(ticket.arrival, model) for model in self._models.values() if (ticket := model.barrier())]

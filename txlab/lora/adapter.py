@@ -44,7 +44,7 @@ class Gradient(NamedTuple):
         return layers if self.head is None else {**layers, UNEMBED[0]: self.head}
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class Adapter:
     """An adapter's arrays. ``weights`` is replaced, never written in place, so that a snapshot can share it."""
 

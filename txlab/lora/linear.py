@@ -1,79 +1,75 @@
 """The multi-adapter linear layer: the one seam where adapters enter the base model and kernels are swapped.
 
 Training applies one adapter at a time, at its own rank, to the window of tokens that are its own; the derivative is
-written out and asks for no gradient of the base. Sampling has rows of several adapters in a batch: they are stacked,
-ranks padded to the largest, and each row gathers its own; one adapter alone is applied to all rows without a gather.
+written out and asks for no gradient of the base. Sampling has rows of several adapters in a batch: they lie side by
+side along the rank, so that one product reads each adapter once, and a row keeps the columns that are its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax.sharding import Sharding
 
 from txlab.lora.adapter import Adapter, Factors, Weights
 from txlab.models.config import UNEMBED
 from txlab.models.decoder import Project, base_projector, product
 
 (HEAD,) = UNEMBED
+MIN_COLUMNS = 8
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["weights", "scale"], meta_fields=["stacked"])
-@dataclass(frozen=True)
-class AdapterSet:
-    """The adapters of one device batch.
+class AdapterSet(NamedTuple):
+    """The adapters of one device batch, layer by layer, scales included: a (in, R) and b (R, out).
 
-    ``weights`` holds one adapter's factors as they are, or, where ``stacked``, G of them: a (L, G, in, R) and
-    b (L, G, R, out), for the head (G, in, R) and (G, R, out). ``scale`` is () or (G,).
+    R is the sum of their ranks, rounded up. ``owner`` (R,) int32 says which entry a column belongs to, -1: none; it is
+    None where one adapter is alone and all columns are for all rows.
     """
 
-    weights: Weights
-    scale: Any
-    stacked: bool
+    layers: tuple[Weights, ...]
+    head: Factors | None
+    owner: np.ndarray | None
+
+    def columns(self, entries: Sequence[int]) -> np.ndarray | None:
+        """Of rows with these entries, (B, R) float32: 1 where a column is the row's own, 0 elsewhere; None: all are."""
+        return None if self.owner is None else (self.owner == np.array(entries)[:, None]).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class LoraProjector:
     """Every linear layer of the base plus the low-rank product of each row's adapter, for forward passes.
 
-    ``rows`` (B,) int32 says which of the stacked adapters a row uses; one adapter alone needs none.
+    ``layers`` and ``head_factors`` are those of an AdapterSet, or some of them, ``columns`` its columns of the rows.
     """
 
-    adapters: AdapterSet
-    rows: jax.Array | None
+    layers: Sequence[Weights]
+    head_factors: Factors | None
+    columns: Any
 
     def layer(self, index: int) -> Project:
         """X (B, T, in), kernel (out, in) -> (B, T, out)."""
-        scale, stacked = self.adapters.scale, self.adapters.stacked
 
         def project(name: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
-            if name not in self.adapters.weights:
-                return product(x, kernel)
-            a, b = (array[index] for array in self.adapters.weights[name])
-            if not stacked:
-                return adapted(x.reshape(-1, x.shape[-1]), kernel, Factors(a, b), scale).reshape(*x.shape[:-1], -1)
-            low = jnp.einsum("bti,bir->btr", x.astype(jnp.float32), a[self.rows]) * scale[self.rows, None, None]
-            return product(x, kernel) + jnp.einsum("btr,bro->bto", low, b[self.rows]).astype(x.dtype)
+            y = product(x, kernel)
+            factors = self.layers[index].get(name)
+            return y if factors is None else y + self._low_rank(x, factors).astype(y.dtype)
 
         return project
 
     def head(self, hidden: jax.Array, embedding: jax.Array) -> jax.Array:
-        """Hidden (B, T, D), with one adapter (..., D), embedding (V, D) -> float32 logits (..., V)."""
-        logits = base_projector.head(hidden, embedding)
-        if HEAD not in self.adapters.weights:
-            return logits
-        (a, b), scale = self.adapters.weights[HEAD], self.adapters.scale
-        hidden = hidden.astype(jnp.float32)
-        if not self.adapters.stacked:
-            return logits + ((hidden @ a) * scale) @ b
-        low = jnp.einsum("btd,bdr->btr", hidden, a[self.rows]) * scale[self.rows, None, None]
-        return logits + jnp.einsum("btr,brv->btv", low, b[self.rows])
+        """Hidden (B, T, D), embedding (V, D) -> float32 logits (B, T, V)."""
+        logits = base_projector.head(hidden, embedding).astype(jnp.float32)
+        return logits if self.head_factors is None else logits + self._low_rank(hidden, self.head_factors)
+
+    @jax.named_scope("adapter")
+    def _low_rank(self, x: jax.Array, factors: Factors) -> jax.Array:
+        low = x.astype(jnp.float32) @ factors.a  # (B, T, R)
+        return (low if self.columns is None else low * self.columns[:, None]) @ factors.b
 
 
 def adapted(x: jax.Array, kernel: jax.Array, factors: Factors, scale: jax.Array) -> jax.Array:
@@ -97,45 +93,41 @@ def adapted_gradient(
         return dx + (dlow @ factors.a.T).astype(x.dtype), Factors(da, low.T @ wide)
 
 
-def combine(adapters: Sequence[Adapter | None], size: int) -> AdapterSet | None:
-    """The adapter set of a batch: None for the base alone, an adapter as it is, else a stack of ``size`` entries.
+def combine(adapters: Sequence[Adapter | None], depth: int, placement: Sharding) -> AdapterSet | None:
+    """The adapter set of a batch, of a base with ``depth`` layers; None for the base alone.
 
-    None among ``adapters`` is the base: an entry of zeros. Ranks are padded with zeros to the largest, which
-    changes no product.
+    Among others the base has no columns. Columns of nobody are zeros. Laid out on the host: as fast there as by a
+    program, and none is compiled for each mixture of ranks. Where there are several, what is not finite becomes 0,
+    since 0 times it would be NaN in the rows of the others.
     """
-    present = [adapter for adapter in adapters if adapter is not None]
+    present = [(entry, adapter) for entry, adapter in enumerate(adapters) if adapter is not None]
     if not present:
         return None
-    if len(adapters) == 1:
-        return AdapterSet(present[0].weights, np.float32(present[0].scale), stacked=False)
-    stack = _empty_stack(present, size)
-    scale = [0.0 if adapter is None else adapter.scale for adapter in adapters]
-    for entry, adapter in enumerate(adapters):
-        if adapter is not None:
-            own = {name: stack[name] for name in adapter.weights}
-            stack |= _write_entry(own, adapter.weights, entry)
-    return AdapterSet(stack, np.array(scale + [0.0] * (size - len(scale)), np.float32), stacked=True)
+    alone = len(adapters) == 1
+    ranks = [adapter.lora.rank for _, adapter in present]
+    size = max(MIN_COLUMNS, 1 << (sum(ranks) - 1).bit_length())
+    owner = np.full(size, -1, np.int32)
+    owner[: sum(ranks)] = np.repeat([entry for entry, _ in present], ranks)
+    names = dict.fromkeys(name for _, adapter in present for name in adapter.weights)
+    layout = {name: _side_by_side(name, [adapter for _, adapter in present], size) for name in names}
+    head = layout.pop(HEAD, None)
+    layers = tuple({name: Factors(a[layer], b[layer]) for name, (a, b) in layout.items()} for layer in range(depth))
+    layers, head = jax.device_put((layers, head), placement)
+    return AdapterSet(layers, head, None if alone else owner)
 
 
-def _empty_stack(adapters: Sequence[Adapter], size: int) -> dict[str, Factors]:
-    rank = max(adapter.lora.rank for adapter in adapters)
-    shapes = {}
+def _side_by_side(name: str, adapters: Sequence[Adapter], size: int) -> Factors:
+    """Of one projection, a (…, in, size) and b (…, size, out): the factors of each that has some, in its columns."""
+    like = next(adapter.weights[name] for adapter in adapters if name in adapter.weights)
+    a = np.zeros((*like.a.shape[:-1], size), np.float32)
+    b = np.zeros((*like.b.shape[:-2], size, like.b.shape[-1]), np.float32)
+    start = 0
     for adapter in adapters:
-        for name, (a, b) in adapter.weights.items():
-            shapes[name] = ((*a.shape[:-2], size, a.shape[-2], rank), (*b.shape[:-2], size, rank, b.shape[-1]))
-    return _zeros(tuple(shapes.items()))
-
-
-@partial(jax.jit, static_argnums=0)
-def _zeros(shapes: tuple[tuple[str, tuple[tuple[int, ...], ...]], ...]) -> dict[str, Factors]:
-    return {name: Factors(jnp.zeros(a, jnp.float32), jnp.zeros(b, jnp.float32)) for name, (a, b) in shapes}
-
-
-@partial(jax.jit, donate_argnums=0)
-def _write_entry(stack: Weights, weights: Weights, entry: jax.Array) -> Weights:
-    def write(array: jax.Array, values: jax.Array) -> jax.Array:
-        axis = array.ndim - 3  # the entry axis stands before (in, rank) or (rank, out)
-        values = jnp.expand_dims(values, axis)
-        return lax.dynamic_update_slice(array, values, [entry if i == axis else 0 for i in range(array.ndim)])
-
-    return jax.tree.map(write, stack, weights)
+        here = slice(start, start := start + adapter.lora.rank)
+        if name in adapter.weights:
+            a[..., here] = np.asarray(adapter.weights[name].a)
+            b[..., here, :] = np.asarray(adapter.weights[name].b) * np.float32(adapter.scale)
+    if len(adapters) > 1:
+        for array in (a, b):
+            np.nan_to_num(array, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+    return Factors(a, b)

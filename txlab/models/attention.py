@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jax.typing import DTypeLike
 
 from txlab.models.config import ModelConfig, RopeScaling
@@ -77,35 +77,40 @@ def _yarn(base: np.ndarray, scaling: RopeScaling, config: ModelConfig) -> np.nda
     return (slow * base / scaling.factor + (1 - slow) * base).astype(np.float32)
 
 
-class KVCache(NamedTuple):
-    """Keys (rotated) and values of S sequences of at most C tokens, each (L, S, Hkv, C, hd).
+class LayerCache(NamedTuple):
+    """Keys (rotated) and values of S sequences of at most C tokens, of one layer.
 
-    Heads come before tokens because the products of attention then read memory in order (2.5 times faster on CPU).
+    Heads come before tokens, and keys lie transposed: so both products of attention read memory in order.
     """
 
-    k: Array
-    v: Array
+    k: Array  # (S, Hkv, hd, C)
+    v: Array  # (S, Hkv, C, hd)
+
+
+KVCache = tuple[LayerCache, ...]  # one for each layer, so that a step reads each where it lies
 
 
 def make_cache(config: ModelConfig, sequences: int, context: int, dtype: DTypeLike = jnp.float32) -> KVCache:
     """An empty cache of ``sequences`` times ``context`` tokens."""
-    shape = (config.num_layers, sequences, config.num_kv_heads, context, config.head_dim)
-    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    k = (sequences, config.num_kv_heads, config.head_dim, context)
+    v = (sequences, config.num_kv_heads, context, config.head_dim)
+    return tuple(LayerCache(jnp.zeros(k, dtype), jnp.zeros(v, dtype)) for _ in range(config.num_layers))
 
 
-def cached_attention(positions: Array, rows: Array | None = None, width: int | None = None) -> Attend:
+def cached_attention(positions: Array, rows: Array | None = None) -> Attend:
     """Attention over a KVCache: writes the new keys and values at ``positions``, then looks at all up to them.
 
     ``positions`` (B, T) int32 are places in the cache; what lies outside it is not written (padding).
-    ``rows`` (B,) int32 says which sequence of the cache each batch row is; None: row b is sequence b, of all S.
-    ``width`` is how many tokens of the cache are looked at, at most C; valid positions are below it.
+    ``rows`` (B,) int32 says which sequence of the cache each batch row is; None: row b is sequence b, of all S. Rows
+    may name one sequence several times: each sees what all of them write.
     """
 
     def attend(layer: int | Array, q: Array, k: Array, v: Array, cache: KVCache) -> tuple[Array, KVCache]:
-        cache = KVCache(*(_write(old, layer, new, positions, rows) for old, new in zip(cache, (k, v), strict=True)))
-        keys, values = (_read(array, layer, rows, width) for array in cache)  # (B, Hkv, C, hd)
-        mask = jnp.arange(keys.shape[2]) <= positions[:, :, None]  # (B, T, C)
-        return grouped_attention(q, keys, values, mask), cache
+        assert isinstance(layer, int)
+        own = _write(cache[layer], k, v, positions, rows)
+        keys, values = own if rows is None else (own.k[rows], own.v[rows])
+        mask = jnp.arange(values.shape[2]) <= positions[:, :, None]  # (B, T, C)
+        return grouped_attention(q, keys, values, mask), (*cache[:layer], own, *cache[layer + 1 :])
 
     return attend
 
@@ -113,14 +118,14 @@ def cached_attention(positions: Array, rows: Array | None = None, width: int | N
 def grouped_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
     """Softmax attention in float32; query head h reads key head h // (Hq / Hkv).
 
-    q (B, T, Hq, hd), k and v (B, Hkv, S, hd), mask (B, T, S) bool -> (B, T, Hq, hd).
+    q (B, T, Hq, hd), k (B, Hkv, hd, S), v (B, Hkv, S, hd), mask (B, T, S) bool -> (B, T, Hq, hd).
     """
     batch, steps, heads, size = q.shape
     kv_heads, group = k.shape[1], heads // k.shape[1]
     # The queries of a group share their keys, so they are rows of one matrix: a plain batched matmul.
     q = q.reshape(batch, steps, kv_heads, group, size).transpose(0, 2, 3, 1, 4)  # (B, Hkv, G, T, hd)
     q = q.reshape(batch, kv_heads, group * steps, size)
-    scores = jnp.einsum("bkqd,bksd->bkqs", q, k, preferred_element_type=jnp.float32) * size**-0.5
+    scores = jnp.einsum("bkqd,bkds->bkqs", q, k, preferred_element_type=jnp.float32) * size**-0.5
     scores = scores.reshape(batch, kv_heads, group, steps, -1)
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1).astype(v.dtype)
     out = jnp.einsum("bkqs,bksd->bkqd", weights.reshape(batch, kv_heads, group * steps, -1), v)
@@ -128,15 +133,11 @@ def grouped_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
     return out.reshape(batch, steps, heads, size)
 
 
-def _write(array: Array, layer: int | Array, new: Array, positions: Array, rows: Array | None) -> Array:
-    """Put ``new`` (B, T, Hkv, hd) at ``positions`` (B, T) of one layer of ``array`` (L, S, Hkv, C, hd), in place."""
-    rows = jnp.arange(new.shape[0]) if rows is None else rows
-    heads = jnp.arange(new.shape[2])
-    where = (layer, rows[:, None, None], heads, positions[:, :, None])  # (B, T, Hkv)
-    return array.at[where].set(new.astype(array.dtype), mode="drop")
-
-
-def _read(array: Array, layer: int | Array, rows: Array | None, width: int | None) -> Array:
-    """One layer of ``array`` (L, S, Hkv, C, hd): the first ``width`` tokens of ``rows``."""
-    whole = lax.dynamic_index_in_dim(array, layer, keepdims=False)[:, :, :width]
-    return whole if rows is None else whole[rows]
+def _write(cache: LayerCache, k: Array, v: Array, positions: Array, rows: Array | None) -> LayerCache:
+    """Put k and v (B, T, Hkv, hd) at ``positions`` (B, T), in place."""
+    rows = jnp.arange(k.shape[0]) if rows is None else rows
+    at, head, position = rows[:, None, None], jnp.arange(k.shape[2]), positions[:, :, None]  # (B, T, Hkv)
+    return LayerCache(
+        cache.k.at[at, head, :, position].set(k.astype(cache.k.dtype), mode="drop"),
+        cache.v.at[at, head, position].set(v.astype(cache.v.dtype), mode="drop"),
+    )
