@@ -1,13 +1,14 @@
-"""Trainers in processes of their own, so that memory and threads of one are not those of another.
+"""What is measured in processes of their own, so that memory and threads of one are not those of another.
 
 A process reads calls as JSON lines, ``{"call": "step", "work": {...}}``, and answers each with a JSON line:
-``python -m benchmarks.worker txlab|peft --model NAME --dtype NAME [--compile-cache FOLDER]``.
+``python -m benchmarks.worker KIND --model NAME --dtype NAME [--compile-cache FOLDER]``.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import signal
 import subprocess
@@ -15,22 +16,19 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, Self, TextIO
+from typing import Any, Self, TextIO, get_type_hints
 
 from benchmarks.measure import peak_gb
-from benchmarks.workloads import Work
 
 ROOT = Path(__file__).parent.parent
-
-
-class Trainer(Protocol):
-    """What is measured. Adapters of a work are made the first time that it is asked for, outside of the clock."""
-
-    def warm_up(self, work: Work) -> None:
-        """Do what only the first step of a work has to do."""
-
-    def step(self, work: Work) -> dict[str, Any]:
-        """One round; at least its ``seconds``, and its ``loss``, the sum over all tokens."""
+KINDS = {
+    "txlab": "benchmarks.txlab_trainer:TxlabTrainer",
+    "peft": "benchmarks.peft_trainer:PeftTrainer",
+    "txlab-sampler": "benchmarks.sampling.txlab_sampler:TxlabSampler",
+    "transformers": "benchmarks.sampling.transformers_sampler:TransformersSampler",
+    "txlab-grpo": "benchmarks.txlab_grpo:TxlabGrpo",
+    "peft-grpo": "benchmarks.peft_grpo:PeftGrpo",
+}
 
 
 class WorkerError(RuntimeError):
@@ -38,7 +36,7 @@ class WorkerError(RuntimeError):
 
 
 class Worker:
-    """A trainer's process as its parent sees it; a context manager that ends it."""
+    """A process as its parent sees it; a context manager that ends it."""
 
     def __init__(self, kind: str, *options: str):
         self.kind = kind
@@ -47,8 +45,8 @@ class Worker:
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
         )
 
-    def call(self, name: str, work: Work | None = None) -> Any:
-        """The answer of a trainer's method. Raises WorkerError."""
+    def call(self, name: str, work: Any = None) -> Any:
+        """The answer of a method, which takes no argument or a ``work``, a flat dataclass. Raises WorkerError."""
         calls, answers = self._process.stdin, self._process.stdout
         assert calls is not None
         assert answers is not None
@@ -69,38 +67,36 @@ class Worker:
         self._process.communicate()
 
 
-def serve(trainer: Trainer, calls: TextIO, answers: TextIO) -> None:
-    """Answer calls until they end."""
+def serve(measured: object, calls: TextIO, answers: TextIO) -> None:
+    """Answer calls until they end; a method's annotation says of which type its ``work`` is."""
     for line in calls:
         call = json.loads(line)
         if call["call"] == "peak_gb":
             answer: Any = peak_gb()
         else:
-            answer = getattr(trainer, call["call"])(*([Work(**call["work"])] if "work" in call else []))
+            method = getattr(measured, call["call"])
+            answer = method(*([get_type_hints(method)["work"](**call["work"])] if "work" in call else []))
         print(json.dumps(answer), file=answers, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve one trainer."""
+    """Serve what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kind", choices=("txlab", "peft"))
+    parser.add_argument("kind", choices=tuple(KINDS))
     parser.add_argument("--model", required=True)
     parser.add_argument("--dtype", required=True)
     parser.add_argument("--compile-cache", type=Path)
     args = parser.parse_args(arguments)
     answers = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # libraries may print
-        serve(_trainer(args), sys.stdin, answers)
+        serve(_measured(args), sys.stdin, answers)
 
 
-def _trainer(args: argparse.Namespace) -> Trainer:
-    if args.kind == "peft":
-        from benchmarks.peft_trainer import PeftTrainer
-
-        return PeftTrainer(args.model, args.dtype)
-    from benchmarks.txlab_trainer import TxlabTrainer
-
-    return TxlabTrainer(args.model, args.dtype, args.compile_cache)
+def _measured(args: argparse.Namespace) -> object:
+    """Of the kind that is asked for. Nobody imports what another kind needs."""
+    module, name = KINDS[args.kind].split(":")
+    options = {} if args.compile_cache is None else {"compile_cache": args.compile_cache}
+    return getattr(importlib.import_module(module), name)(args.model, args.dtype, **options)
 
 
 if __name__ == "__main__":
