@@ -160,9 +160,10 @@ def test_the_youngest_gives_way_and_comes_back(base, params):
 def test_rows_of_one_length_end_as_one_waits(base):
     """Nobody waits behind a row that has ended for longer than until the next look."""
     sampler = make(base, rows=2, steps=16)
-    jobs = [sampler.add(Sample(None, tokens(5, n), 1, greedy(length)), None) for n, length in enumerate((3, 60, 5))]
+    jobs = [sampler.add(Sample(None, tokens(1, n), 1, greedy(length)), None) for n, length in enumerate((3, 60, 5))]
     sampler.step()
     assert jobs[0].done
+    assert len(jobs[1].sequences[0].tokens) == 3
     sampler.step()
     assert jobs[2].sequences[0].tokens
     finish(sampler)

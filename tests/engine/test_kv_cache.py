@@ -69,7 +69,7 @@ def test_what_was_taken_can_be_put_elsewhere(width):
 
 
 def test_sizes_come_from_a_small_set():
-    assert {width_bucket(n) for n in range(1, 4097)} == {256, 512, 1024, 2048, 4096}
+    assert {width_bucket(n) for n in range(1, 4097)} == {128, 256, 512, 1024, 2048, 4096}
     assert [rows_bucket(n, 24) for n in (1, 2, 3, 5, 9, 17, 24)] == [1, 2, 4, 8, 16, 24, 24]
 
 

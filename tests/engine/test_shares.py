@@ -56,5 +56,11 @@ def test_who_had_nothing_to_do_is_owed_no_more_than_the_piece_at_hand():
     assert "training" in order
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0, 1.5])
+def test_nobody_gets_all(share):
+    with pytest.raises(ValueError, match="greater than 0"):
+        Shares({"sampling": share, "training": 1 - share})
+
+
 def test_nobody_is_ready():
     assert Shares({"sampling": 0.5, "training": 0.5}).order({"sampling": False, "training": False}) == []

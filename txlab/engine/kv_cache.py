@@ -12,11 +12,11 @@ from jax import lax
 from txlab.models.attention import KVCache, LayerCache
 from txlab.models.config import ModelConfig
 
-MIN_WIDTH = 256
+MIN_WIDTH = 128
 
 
 def width_bucket(tokens: int) -> int:
-    """Width of a cache for sequences of so many tokens: 256, 512, 1024 … so that few programs are compiled."""
+    """Width of a cache for sequences of so many tokens: 128, 256, 512 … so that few programs are compiled."""
     return max(MIN_WIDTH, 1 << (tokens - 1).bit_length())
 
 

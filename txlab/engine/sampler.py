@@ -147,7 +147,8 @@ class Sampler:
         """Give rows to those that wait, as far as the cache may grow; take some back where it outgrew its limit."""
         active = self._active
         while len(active) > 1 and not self._fits(active):
-            youngest = active.pop()
+            youngest = max(active, key=lambda s: (s.job.number, s.index))
+            active.remove(youngest)
             youngest.filled, youngest.source = 0, None
             self._waiting.appendleft(youngest)
             self._rows[self._rows.index(youngest)] = None
@@ -222,10 +223,9 @@ class Sampler:
         """Who has, or will have, computed the longest beginning of a sequence's text: a kept prefix, or another row."""
         job = sequence.job
         text = sequence.text[: sequence.position]
-        siblings = [other for other in others if other.job is job]
-        if not siblings and job.scores.pending:
+        if job.scores.pending and not any(other.job is job for other in others):
             text = text[: job.scores.next_row]  # what is asked of the rest of the prompt has to be computed
-        same = siblings or [other for other in others if other.job.adapter is job.adapter]
+        same = [other for other in others if other.job.adapter is job.adapter]
         lengths = [common(other.text[: other.position], text) for other in same]
         longest = max(lengths, default=0)
         kept = self._prefixes.find(job.adapter, text)

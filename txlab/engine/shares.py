@@ -15,6 +15,8 @@ class Shares:
     """
 
     def __init__(self, weights: Mapping[str, float], clock: Callable[[], float] = time.monotonic):
+        if min(weights.values()) <= 0:
+            raise ValueError(f"every share of the device must be greater than 0, and they are {dict(weights)}")
         self._weights = weights
         self._clock = clock
         self._used = dict.fromkeys(weights, 0.0)  # seconds over weight
