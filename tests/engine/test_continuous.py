@@ -169,6 +169,15 @@ def test_rows_of_one_length_end_as_one_waits(base):
     finish(sampler)
 
 
+def test_nothing_is_held_when_the_last_one_is_cancelled(base):
+    sampler = make(base)
+    job = sampler.add(Sample(None, tokens(5), 3, greedy(40)), None)
+    sampler.step()
+    assert sampler.cache_bytes > 0
+    sampler.cancel(job)
+    assert (sampler.cache_bytes, sampler.occupancy) == (0, (0, 0, 0))
+
+
 def test_an_adapter_set_is_laid_out_only_when_somebody_new_comes(base, monkeypatch):
     import txlab.engine.sampler as module
 

@@ -119,14 +119,14 @@ class Sampler:
         for sequence in ended:
             self._retain(sequence)
         self._rows = [None if s is None or s.stop_reason else s for s in self._rows]
-        if not self.busy:
-            self._rows, self._cache = [], None
+        self._rest()
         return [job for job in dict.fromkeys(s.job for s in ended) if job.done]
 
     def cancel(self, job: Job) -> None:
         """Forget a job that has not ended: its rows are free from the next step on."""
         self._waiting = deque(s for s in self._waiting if s.job is not job)
         self._rows = [None if s is None or s.job is job else s for s in self._rows]
+        self._rest()
 
     def clear(self) -> list[Job]:
         """Forget everything, after a failure. Returns the jobs that were under way."""
@@ -136,6 +136,11 @@ class Sampler:
         self._rows, self._cache = [], None
         self._members, self._adapters = (None,), None
         return jobs
+
+    def _rest(self) -> None:
+        """Free the cache where nobody needs it."""
+        if not self.busy:
+            self._rows, self._cache = [], None
 
     @property
     def _active(self) -> list[Sequence]:
