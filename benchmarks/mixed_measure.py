@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, islice
 
 import numpy as np
 
 from benchmarks.measure import numpy_matmul_gflops
+from benchmarks.txlab_engine import settle
 from benchmarks.workloads import even
 from txlab.config import EngineSettings
 from txlab.engine.engine import Engine
@@ -98,14 +100,7 @@ class Subject:
 
     def _submit(self, request: Request) -> Future[Result]:
         future: Future[Result] = Future()
-
-        def done(result: Result | Exception) -> None:
-            if isinstance(result, Exception):
-                future.set_exception(result)
-            else:
-                future.set_result(result)
-
-        self._engine.submit(request, done)
+        self._engine.submit(request, partial(settle, future))
         return future
 
 

@@ -52,7 +52,7 @@ class TxlabEngine:
 
         def submit(_: Result | Exception) -> None:
             for request, future in zip(requests, futures, strict=True):
-                self._engine.submit(request, partial(_settle, future))
+                self._engine.submit(request, partial(settle, future))
 
         self._engine.submit(DropSnapshot("none"), submit)
         return futures
@@ -61,7 +61,8 @@ class TxlabEngine:
         self._cache_hits += event == CACHE_HIT
 
 
-def _settle(future: Future[Result], result: Result | Exception) -> None:
+def settle(future: Future[Result], result: Result | Exception) -> None:
+    """Give a future its result, or the exception."""
     if isinstance(result, Exception):
         future.set_exception(result)
     else:

@@ -21,7 +21,7 @@ def run(shares: Shares, clock: Clock, seconds: dict[str, float], ready: dict[str
     """Who had the device in each of so many steps, each of the length of its kind."""
     order = []
     for _ in range(steps):
-        name = shares.order(ready)[0]
+        name = shares.next(ready)
         with shares.spend(name):
             clock.now += seconds[name]
         order.append(name)
@@ -63,4 +63,4 @@ def test_nobody_gets_all(share):
 
 
 def test_nobody_is_ready():
-    assert Shares({"sampling": 0.5, "training": 0.5}).order({"sampling": False, "training": False}) == []
+    assert Shares({"sampling": 0.5, "training": 0.5}).next({"sampling": False, "training": False}) is None

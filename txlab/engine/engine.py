@@ -179,11 +179,12 @@ class Engine:
     def step(self) -> bool:
         """One piece of training or of sampling, as their shares say. False where there was nothing to do."""
         work = {"sampling": self._sample, "training": self._train}
-        for kind in self._shares.order({"sampling": self._sampler.busy, "training": self._may_train()}):
-            with self._shares.spend(kind):
-                work[kind]()
-            return True
-        return False
+        kind = self._shares.next({"sampling": self._sampler.busy, "training": self._may_train()})
+        if kind is None:
+            return False
+        with self._shares.spend(kind):
+            work[kind]()
+        return True
 
     def _accept(self, ticket: Ticket) -> None:
         request = ticket.request

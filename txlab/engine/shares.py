@@ -11,7 +11,7 @@ class Shares:
     """Device time in proportion to weights, by virtual time: who has had least for its weight comes next.
 
     Work is not interrupted. Who had nothing to do is not owed for that time; but who comes while another works is owed
-    what that work takes, and so may catch up at once: a short request waits for one piece of another's work at most.
+    what that work takes, and so may catch up at once: a short request that comes alone waits for that piece only.
     """
 
     def __init__(self, weights: Mapping[str, float], clock: Callable[[], float] = time.monotonic):
@@ -22,15 +22,15 @@ class Shares:
         self._used = dict.fromkeys(weights, 0.0)  # seconds over weight
         self.busy_seconds = 0.0
 
-    def order(self, ready: Mapping[str, bool]) -> list[str]:
-        """Who has work, the most deserving first. Who has none is brought up to the least of the others."""
+    def next(self, ready: Mapping[str, bool]) -> str | None:
+        """Who of those with work comes next. Who has none is brought up to the least of the others."""
         waiting = [name for name, is_ready in ready.items() if is_ready]
         if waiting:
             least = min(self._used[name] for name in waiting)
             for name in self._used:
                 if name not in waiting:
                     self._used[name] = max(self._used[name], least)
-        return sorted(waiting, key=lambda name: self._used[name])
+        return min(waiting, key=lambda name: self._used[name], default=None)
 
     @contextmanager
     def spend(self, name: str) -> Iterator[None]:
