@@ -38,9 +38,9 @@ def head_slices(monkeypatch) -> list[np.ndarray]:
     seen = []
     real = decoding.score
 
-    def score(config, k, alternatives, base, own, columns, hidden, asked):
+    def score(config, k, alternatives, base, own, routes, hidden, asked):
         seen.append(asked.positions)
-        return real(config, k, alternatives, base, own, columns, hidden, asked)
+        return real(config, k, alternatives, base, own, routes, hidden, asked)
 
     monkeypatch.setattr(decoding, "score", score)
     return seen

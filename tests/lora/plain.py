@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from txlab.lora.adapter import Weights
-from txlab.lora.linear import HEAD
+from txlab.lora.adapter import HEAD, Weights
 
 
 @dataclass

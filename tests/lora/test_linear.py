@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from txlab.lora.adapter import Adapter, Factors
-from txlab.lora.linear import HEAD, LoraProjector, adapted_gradient, combine
+from txlab.lora import adapter_set
+from txlab.lora.adapter import HEAD, Adapter, Factors
+from txlab.lora.adapter_set import combine
+from txlab.lora.linear import LoraProjector, adapted_gradient
 from txlab.lora.state import LoraConfig
 
 L, IN, OUT, VOCABULARY = 3, 10, 14, 50
@@ -43,19 +45,34 @@ def reference(member: Adapter | None, name: str, x, kernel):
 def combined(members, entries) -> LoraProjector:
     """The projector of rows with these entries."""
     adapters = combine(members, L, SingleDeviceSharding(jax.devices()[0]))
-    return LoraProjector(adapters.layers, adapters.head, adapters.columns(entries))
+    return LoraProjector(adapters.layers, adapters.head, adapters.routes(entries))
 
 
+@pytest.fixture(params=[False, True], ids=["side by side", "stacked"])
+def layout(request, monkeypatch) -> None:
+    if request.param:
+        monkeypatch.setattr(adapter_set, "SIDE_BY_SIDE", 0)
+
+
+@pytest.mark.usefixtures("layout")
 @pytest.mark.parametrize("name", ["q_proj", "v_proj", "up_proj"])
-def test_each_row_gets_its_own_adapter(name):
-    y = combined(MEMBERS, [2, 0, 1, 3]).layer(1)(name, X, KERNEL)
-    for row, member in enumerate([2, 0, 1, 3]):
+@pytest.mark.parametrize("entries", [[2, 0, 1, 3], [3, 2, 2, 2], [2, 2, 2, 2], [1, 1, 1, 1]])
+def test_each_row_gets_its_own_adapter(name, entries):
+    y = combined(MEMBERS, entries).layer(1)(name, X, KERNEL)
+    for row, member in enumerate(entries):
         np.testing.assert_allclose(y[row], reference(MEMBERS[member], name, X[row], KERNEL), rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.usefixtures("layout")
+def test_a_row_of_nobody_in_the_set_goes_through_the_base():
+    y = combined(MEMBERS, [-1, 2, -1, -1]).layer(1)("q_proj", X, KERNEL)
+    np.testing.assert_allclose(y[::2], X[::2] @ KERNEL.T, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.usefixtures("layout")
 def test_one_adapter_alone_is_for_all_rows():
     adapters = combine([MEMBERS[2]], L, SingleDeviceSharding(jax.devices()[0]))
-    assert adapters.columns([0, 0]) is None
+    assert adapters.routes([0, 0]) is None
     y = combined([MEMBERS[2]], [0] * 4).layer(1)("q_proj", X, KERNEL)
     np.testing.assert_allclose(y, reference(MEMBERS[2], "q_proj", X, KERNEL), rtol=2e-5, atol=2e-5)
 
@@ -67,17 +84,30 @@ def test_the_base_alone_has_no_set():
 def test_columns_are_as_many_as_the_ranks_sum_up_to_rounded_up():
     adapters = combine(MEMBERS, L, SingleDeviceSharding(jax.devices()[0]))
     assert adapters.owner.tolist() == [0] * 2 + [2] * 5 + [3] * 3 + [-1] * 6
-    assert [factors.a.shape[-1] for factors in adapters.layers[0].values()] == [16, 16]
-    assert adapters.columns([1]).sum() == 0, "the base has none"
+    assert [factors.a.shape for factors in adapters.layers[0].values()] == [(16, IN), (16, IN)]
+    assert adapters.routes([1]).kept.sum() == 0, "the base has none"
 
 
+def test_many_columns_are_stacked_at_the_highest_rank_rounded_up():
+    members = [adapter(rank, "q_proj") for rank in (20, 40, 5)]
+    adapters = combine([None, *members], L, SingleDeviceSharding(jax.devices()[0]))
+    assert adapters.owner.tolist() == [1, 2, 3, -1]
+    assert adapters.layers[0]["q_proj"].a.shape == (4, 64, IN)
+    rows, places = adapters.routes([3, 0, 1, 3, 3])
+    assert rows.tolist() == [[2, 0, 0, 0], [0] * 4, [0, 3, 4, 0], [0] * 4], "few sizes: three rows have four slots"
+    assert places.tolist() == [8, 16, 0, 9, 10]
+
+
+@pytest.mark.usefixtures("layout")
 def test_an_adapter_that_is_not_finite_harms_no_other():
     broken = adapter(2, "q_proj")
     broken.weights["q_proj"] = Factors(broken.weights["q_proj"].a + np.inf, broken.weights["q_proj"].b + np.nan)
-    y = combined([broken, MEMBERS[2]], [0, 1, 1, 1]).layer(1)("q_proj", X, KERNEL)
-    np.testing.assert_allclose(y[1:], reference(MEMBERS[2], "q_proj", X[1:], KERNEL), rtol=2e-5, atol=2e-5)
+    y = combined([broken, MEMBERS[2], None], [0, 1, 1, 2]).layer(1)("q_proj", X, KERNEL)
+    np.testing.assert_allclose(y[1:3], reference(MEMBERS[2], "q_proj", X[1:3], KERNEL), rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(y[3], X[3] @ KERNEL.T, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.usefixtures("layout")
 def test_the_head():
     logits = combined(MEMBERS, [0, 1, 2, 3]).head(X, EMBEDDING)
     for row, member in enumerate(MEMBERS):

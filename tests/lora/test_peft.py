@@ -13,7 +13,8 @@ from tests.models.compute import segment_attention
 from tests.models.tiny import make_tiny
 from txlab.config import ModelSettings
 from txlab.lora.adapter import from_state
-from txlab.lora.linear import LoraProjector, combine
+from txlab.lora.adapter_set import combine
+from txlab.lora.linear import LoraProjector
 from txlab.lora.peft import CONFIG_FILE, WEIGHTS_FILE, PeftError, from_peft, peft_files
 from txlab.lora.state import AdapterState, LoraConfig
 from txlab.models.base import load_base

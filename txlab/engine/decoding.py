@@ -73,14 +73,14 @@ def embed(config: ModelConfig, embedding, tokens, positions) -> Inputs:
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=(4, 5))
-def layers(config: ModelConfig, weights, adapters, columns, cache: KVCache, x, rope, positions, rows):
+def layers(config: ModelConfig, weights, adapters, routes, cache: KVCache, x, rope, positions, rows):
     """A few layers, with their adapters and their part of the cache: the states (B, T, D) after them, and the cache.
 
-    ``rows`` (B,) says which row of the cache a piece belongs to; None: piece b to row b, of all. ``columns``: see
+    ``rows`` (B,) says which row of the cache a piece belongs to; None: piece b to row b, of all. ``routes``: see
     LoraProjector.
     """
     attend = cached_attention(positions, rows)
-    project = base_projector if adapters is None else LoraProjector(adapters, None, columns)
+    project = base_projector if adapters is None else LoraProjector(adapters, None, routes)
     for index, of_layer in enumerate(weights):
 
         def attend_here(q: jax.Array, k: jax.Array, v: jax.Array, index: int = index) -> jax.Array:
@@ -93,13 +93,13 @@ def layers(config: ModelConfig, weights, adapters, columns, cache: KVCache, x, r
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def draw_next(config: ModelConfig, k: int, base: Ends, own: Factors | None, columns, x, rows: Rows, beyond):
+def draw_next(config: ModelConfig, k: int, base: Ends, own: Factors | None, routes, x, rows: Rows, beyond):
     """From states (S, 1, D) to the next token of each row.
 
     Returns the rows after it, what was drawn, the token -1 where a row had ended, and the Inputs of the next step.
     """
     alive = rows.remaining > 0
-    new = draw(_logits(config, base, own, columns, x)[:, 0], rows.draw, rows.drawn, k)
+    new = draw(_logits(config, base, own, routes, x)[:, 0], rows.draw, rows.drawn, k)
     stopped = (new.tokens[:, None] == rows.stop_ids).any(axis=1)
     rows = rows._replace(
         token=jnp.where(alive, new.tokens, rows.token),
@@ -119,13 +119,13 @@ def enter(config: ModelConfig, embedding, rows: Rows, beyond) -> Inputs:
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def score(
-    config: ModelConfig, k: int, alternatives: int, base: Ends, own: Factors | None, columns, hidden, asked: Asked
+    config: ModelConfig, k: int, alternatives: int, base: Ends, own: Factors | None, routes, hidden, asked: Asked
 ) -> Scores:
     """Answer what is asked of states (S, D): few, as the logits of all are alive together.
 
-    ``own`` is the head's part of an AdapterSet, ``columns`` (1, R) are those of the adapter that is asked.
+    ``own`` is the head's part of an AdapterSet, ``routes`` that of the adapter that is asked.
     """
-    logits = _logits(config, base, own, columns, hidden[None])[0]  # (S, V)
+    logits = _logits(config, base, own, routes, hidden[None])[0]  # (S, V)
     total = jax.nn.logsumexp(logits, axis=-1)
 
     def logprobs(tokens: jax.Array) -> jax.Array:
@@ -135,6 +135,6 @@ def score(
     return Scores(logprobs(asked.tokens), *top_logprobs(logits, total, k), alts, logprobs(alts))
 
 
-def _logits(config: ModelConfig, base: Ends, own: Factors | None, columns, x: jax.Array) -> jax.Array:
+def _logits(config: ModelConfig, base: Ends, own: Factors | None, routes, x: jax.Array) -> jax.Array:
     """Float32 logits (B, T, V) of states (B, T, D)."""
-    return LoraProjector((), own, columns).head(rms_norm(x, base.norm, config.rms_norm_eps), base.head)
+    return LoraProjector((), own, routes).head(rms_norm(x, base.norm, config.rms_norm_eps), base.head)

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from txlab.engine.losses import Terms, apply, fused
-from txlab.lora.adapter import Factors, Weights
-from txlab.lora.linear import HEAD, adapted, adapted_gradient
+from txlab.lora.adapter import HEAD, Factors, Weights
+from txlab.lora.linear import adapted, adapted_gradient
 from txlab.models.attention import rope_angles
 from txlab.models.config import ModelConfig
 from txlab.models.decoder import Project, base_projector, block, product, rms_norm

@@ -36,8 +36,8 @@ from txlab.engine.prompt_scores import PromptScores
 from txlab.engine.requests import Sample
 from txlab.engine.stops import StopStrings, stop_id_table
 from txlab.lora.adapter import Adapter, tree_bytes
+from txlab.lora.adapter_set import AdapterSet, Routes, combine
 from txlab.lora.bank import Snapshot
-from txlab.lora.linear import AdapterSet, combine
 from txlab.models.attention import KVCache, LayerCache, make_cache
 from txlab.models.base import BaseModel
 from txlab.models.mesh import replicated
@@ -215,12 +215,12 @@ class Sampler:
         self._members, self._adapters = members, None  # the old set is freed first
         self._adapters = combine(members, self._config.num_layers, self._placement)
 
-    def _columns(self, adapters: list[Adapter | None]) -> np.ndarray | None:
-        """Which columns of the set are those of each row."""
+    def _routes(self, adapters: list[Adapter | None]) -> Routes:
+        """Which adapter of the set each row goes through."""
         if self._adapters is None:
             return None
         entries = {adapter: entry for entry, adapter in enumerate(self._members)}
-        return self._adapters.columns([entries.get(adapter, -1) for adapter in adapters])
+        return self._adapters.routes([entries.get(adapter, -1) for adapter in adapters])
 
     # ------------------------------------------------------------------- shared beginnings
 
@@ -303,11 +303,11 @@ class Sampler:
             rows[i], adapters[i] = self._rows.index(sequence), sequence.job.adapter
             sequence.filled = max(sequence.filled, start + len(text))
         inputs = decoding.embed(self._config, self._ends.embedding, tokens, positions)
-        hidden = self._layers(inputs, self._columns(adapters), rows)
+        hidden = self._layers(inputs, self._routes(adapters), rows)
         for i, (sequence, start) in enumerate(pieces):
             self._score(sequence.job, hidden, i, start)
 
-    def _layers(self, inputs: decoding.Inputs, columns: np.ndarray | None, rows: np.ndarray | None) -> jax.Array:
+    def _layers(self, inputs: decoding.Inputs, routes: Routes, rows: np.ndarray | None) -> jax.Array:
         """All layers, some at a time: states (B, T, D). Replaces the cache."""
         assert self._cache is not None
         x, cache = inputs.x, self._cache
@@ -320,7 +320,7 @@ class Sampler:
                 self._config,
                 self._weights[here],
                 factors,
-                columns,
+                routes,
                 cache[here],
                 x,
                 inputs.rope,
@@ -341,9 +341,9 @@ class Sampler:
                 seed=np.array(divmod(job.seed, 2**32), np.uint32),
             )
             top_k = min(job.scores.top_k, self._config.vocab_size)
-            columns, own = self._columns([job.adapter]), None if self._adapters is None else self._adapters.head
+            routes, own = self._routes([job.adapter]), None if self._adapters is None else self._adapters.head
             scores = decoding.score(
-                self._config, top_k, job.scores.alternatives, self._ends, own, columns, hidden[row], asked
+                self._config, top_k, job.scores.alternatives, self._ends, own, routes, hidden[row], asked
             )
             job.scores.add(at, scores)
 
@@ -357,16 +357,16 @@ class Sampler:
         if not complete or (incomplete > complete and self._patience > 0):
             return
         self._patience = PATIENCE
-        rows, columns = self._row_arrays(ready), self._columns([s.job.adapter if s else None for s in self._rows])
+        rows, routes = self._row_arrays(ready), self._routes([s.job.adapter if s else None for s in self._rows])
         assert self._cache is not None
         beyond = np.int32(cache_size(self._cache)[1])
         own = None if self._adapters is None else self._adapters.head
         inputs = decoding.enter(self._config, self._ends.embedding, rows, beyond)
         drawn = []
         for _ in range(self._run_length(ready)):
-            x = self._layers(inputs, columns, None)
+            x = self._layers(inputs, routes, None)
             rows, draws, inputs = decoding.draw_next(
-                self._config, self._top_logprobs_k(), self._ends, own, columns, x, rows, beyond
+                self._config, self._top_logprobs_k(), self._ends, own, routes, x, rows, beyond
             )
             drawn.append(draws)
         drawn = jax.device_get(drawn)

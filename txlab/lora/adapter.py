@@ -21,6 +21,8 @@ from jax.sharding import Sharding
 from txlab.lora.state import ALPHA, AdapterState, LoraConfig
 from txlab.models.config import ATTENTION, MLP, UNEMBED, ModelConfig, projection_shapes
 
+(HEAD,) = UNEMBED
+
 
 class Factors(NamedTuple):
     """The two factors of a low-rank product."""
@@ -41,7 +43,7 @@ class Gradient(NamedTuple):
     def stacked(self) -> Weights:
         """In the form of the adapter's weights."""
         layers = jax.tree.map(lambda *parts: jnp.stack(parts), *self.layers) if self.layers else {}
-        return layers if self.head is None else {**layers, UNEMBED[0]: self.head}
+        return layers if self.head is None else {**layers, HEAD: self.head}
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
@@ -114,7 +116,7 @@ def zero_gradient(weights: Weights) -> Gradient:
 
 def zero_head(weights: Weights) -> Factors | None:
     """Zeros of the shapes of the head's factors; None where it is not adapted."""
-    return _zeros(weights[UNEMBED[0]]) if UNEMBED[0] in weights else None
+    return _zeros(weights[HEAD]) if HEAD in weights else None
 
 
 def zero_moments(weights: Weights) -> optax.ScaleByAdamState:
