@@ -14,11 +14,12 @@ from statistics import median
 
 import numpy as np
 
+from benchmarks import command_line
+from benchmarks.command_line import emit, positive, say
 from benchmarks.measure import table
 from benchmarks.mixed_measure import WORK, Part, Subject, measure, warm_up
 from benchmarks.report import Record, bound, whole
-from benchmarks.train import emit, positive, say
-from txlab.config import DEFAULT_MODEL, EngineSettings, ModelSettings
+from txlab.config import EngineSettings, ModelSettings
 from txlab.models.base import load_base
 
 LEAST_TRAINING = 0.7  # of the lone rate, under light sampling
@@ -104,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     share = EngineSettings().sample_share
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.mixed", description=__doc__)
+    parser = command_line.parser("benchmarks.mixed", __doc__, "repetitions")
     parser.add_argument(
         "--share",
         nargs="+",
@@ -119,10 +120,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--rounds", type=positive, default=6, metavar="N", help="of training that are timed (default: %(default)s)"
     )
-    parser.add_argument("--repeat", type=positive, default=3, metavar="N", help="repetitions (default: %(default)s)")
-    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME", help="base model (default: %(default)s)")
-    parser.add_argument("--dtype", default="float32", metavar="TYPE", help="of its weights (default: %(default)s)")
-    return parser.parse_args(arguments)
+    return command_line.parse(parser, arguments)
 
 
 if __name__ == "__main__":

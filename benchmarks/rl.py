@@ -7,18 +7,18 @@ figure is taken.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from statistics import median
 
+from benchmarks import command_line
+from benchmarks.command_line import Setup, emit, say
 from benchmarks.grpo import Grpo
 from benchmarks.measure import table
 from benchmarks.report import Record, bound, whole
-from benchmarks.train import emit, positive, say
 from benchmarks.worker import Worker
-from txlab.config import DEFAULT_MODEL
 
 PHASES = ("sample", "reward", "train", "snapshot")
 LEAST_RATIO = 2.0  # to the peer
@@ -90,28 +90,18 @@ def ratios(line: Record) -> Iterator[float | None]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     args = parse(arguments)
-    options = "--model", args.model, "--dtype", args.dtype
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        txlab = stack.enter_context(Worker("txlab-grpo", *options, "--compile-cache", folder))
-        peft = stack.enter_context(Worker("peft-grpo", *options)) if args.peer else None
+        setup = Setup(args.model, args.dtype, Path(folder), args.peer)
+        txlab = stack.enter_context(setup.txlab("txlab-grpo"))
+        peft = stack.enter_context(setup.peers("peft-grpo")) if setup.peer else None
         rounds = [emit(line) for line in measure(txlab, peft, args.repeat)]
     print(f"\n{as_table(emit(summary(rounds, Grpo())))}")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.rl", description=__doc__)
-    parser.add_argument("--repeat", type=positive, default=3, metavar="N", help="rounds of each (default: %(default)s)")
-    parser.add_argument(
-        "--no-peer", dest="peer", action="store_false", help="leave PEFT out, which needs the parity extra"
-    )
-    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME", help="base model (default: %(default)s)")
-    parser.add_argument("--dtype", default="float32", metavar="TYPE", help="of its weights (default: %(default)s)")
-    args = parser.parse_args(arguments)
-    if args.peer and not all(map(importlib.util.find_spec, ("torch", "peft"))):
-        parser.error('PEFT is missing: pip install -e ".[parity]", or leave it out with --no-peer')
-    return args
+    return command_line.parse(command_line.parser("benchmarks.rl", __doc__, "rounds of each", peer="PEFT"), arguments)
 
 
 if __name__ == "__main__":

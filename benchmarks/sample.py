@@ -7,7 +7,6 @@ process of its own and the two never compute at the same time. benchmarks/README
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 
+from benchmarks import command_line
+from benchmarks.command_line import Peer, Setup, emit, positive, say
 from benchmarks.report import Record
 from benchmarks.sampling.report import (
     Measured,
@@ -28,36 +29,13 @@ from benchmarks.sampling.report import (
 )
 from benchmarks.sampling.trace import Trace
 from benchmarks.sampling.workloads import Draw, Row, Span, rows
-from benchmarks.train import emit, positive, say
-from benchmarks.worker import Worker, WorkerError
-from txlab.config import DEFAULT_MODEL
+from benchmarks.worker import Worker
 
 START, TRACE = "start", "trace"
+TXLAB, PEER = "txlab-sampler", "transformers"  # kinds of workers
 START_GOALS = {"cold": 15.0, "warm": 3.0}  # seconds
 FIRST = Draw(1, 64, 1)
 TRIES = 3  # at most, to come through without compiling
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What all processes of a run share."""
-
-    model: str
-    dtype: str
-    compile_cache: Path
-    peer: bool
-
-    def txlab(self) -> Worker:
-        """A fresh process of the lab's engine."""
-        return Worker("txlab-sampler", *self._options, "--compile-cache", str(self.compile_cache))
-
-    def transformers(self) -> Worker:
-        """A fresh process of the peer."""
-        return Worker("transformers", *self._options)
-
-    @property
-    def _options(self) -> tuple[str, ...]:
-        return "--model", self.model, "--dtype", self.dtype
 
 
 # --------------------------------------------------------------------------------------- starts
@@ -66,9 +44,9 @@ class Setup:
 def measure_starts(setup: Setup) -> Iterator[Record]:
     """Seconds from the start of a process to the first token of its first request."""
     for name in ("cold", "warm"):  # the second finds the programs that the first compiled
-        yield measure_start(name, setup.txlab)
+        yield measure_start(name, lambda: setup.txlab(TXLAB))
     if setup.peer:
-        yield measure_start("transformers", setup.transformers)
+        yield measure_start(PEER, lambda: setup.peers(PEER))
 
 
 def measure_start(name: str, start: Callable[[], Worker]) -> Record:
@@ -91,24 +69,6 @@ def measure_start(name: str, start: Callable[[], Worker]) -> Record:
 
 
 # ----------------------------------------------------------------------------------------- rows
-
-
-class Peer:
-    """The peer, which may be missing, or end early, as one that needs more memory than there is: it then says None."""
-
-    def __init__(self, worker: Worker | None):
-        self._worker = worker
-
-    def call(self, name: str, draw: Draw) -> Record | None:
-        """What ``Worker.call`` answers."""
-        if self._worker is None:
-            return None
-        try:
-            return self._worker.call(name, draw)
-        except WorkerError as error:
-            say(f"{error}; going on without it")
-            self._worker = None
-            return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +138,8 @@ def measure_rows(wanted: Sequence[Row], setup: Setup, repeat: int) -> Iterator[R
     """The rows one after the other, ``repeat`` rounds of each."""
     with ExitStack() as stack:
         has_peer = setup.peer and any(row.peer for row in wanted)
-        peer = Peer(stack.enter_context(setup.transformers()) if has_peer else None)
-        sides = Sides(stack.enter_context(setup.txlab()), peer)
+        peer = Peer(stack.enter_context(setup.peers(PEER)) if has_peer else None)
+        sides = Sides(stack.enter_context(setup.txlab(TXLAB)), peer)
         for row in wanted:
             measured = sides.warm_up(row)
             for _ in range(repeat):
@@ -196,7 +156,7 @@ def measure_trace(setup: Setup, trace: Trace, load: float, rate: float | None, r
     Requests arrive at ``rate`` a second; without it at ``load`` times what continuous batching did of them beforehand
     while requests waited. A run that has to compile is taken again.
     """
-    with setup.txlab() as worker:
+    with setup.txlab(TXLAB) as worker:
 
         def run(played: Trace) -> Record:
             kind = "static" if played.static else "continuous"
@@ -239,28 +199,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    names = [START, *(row.name for row in rows()), TRACE]
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sample", description=__doc__)
-    parser.add_argument(
-        "--rows",
-        nargs="+",
-        choices=names,
-        default=names,
-        metavar="ROW",
-        help=f"what to measure (default: all of {', '.join(names)})",
-    )
-    parser.add_argument(
-        "--repeat",
-        type=positive,
-        default=3,
-        metavar="N",
-        help="rounds of a row, a third of it of the trace (default: 3)",
-    )
-    parser.add_argument(
-        "--no-peer", dest="peer", action="store_false", help="leave transformers out, which needs the parity extra"
-    )
-    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME", help="base model (default: %(default)s)")
-    parser.add_argument("--dtype", default="float32", metavar="TYPE", help="of its weights (default: %(default)s)")
+    repeat = "rounds of a row, a third of it of the trace"
+    parser = command_line.parser("benchmarks.sample", __doc__, repeat, peer="transformers")
+    command_line.rows_option(parser, [START, *(row.name for row in rows()), TRACE])
     parser.add_argument(
         "--requests", type=positive, default=200, metavar="N", help="of the trace (default: %(default)s)"
     )
@@ -272,10 +213,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="arrivals of the trace, of what was done of them beforehand (default: %(default)s)",
     )
     parser.add_argument("--rate", type=float, metavar="HZ", help="arrivals of the trace a second, instead of --load")
-    args = parser.parse_args(arguments)
-    if args.peer and not all(map(importlib.util.find_spec, ("torch", "peft"))):
-        parser.error('transformers needs torch: pip install -e ".[parity]", or leave it out with --no-peer')
-    return args
+    return command_line.parse(parser, arguments)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import train
+from benchmarks.command_line import Peer
 from benchmarks.measure import table
 from benchmarks.report import Measured, Pair, records
 from benchmarks.txlab_trainer import TxlabTrainer, padding_share
@@ -156,10 +157,9 @@ def test_the_peer_does_the_same_work(folder: Path, trainer: TxlabTrainer, monkey
 
 
 def test_a_run_goes_on_without_a_peer_that_ended(capsys: pytest.CaptureFixture[str]):
-    row = Row(MIXED)
     with Worker("nobody") as worker:
-        peer = train.Peer(worker)
-        assert [peer.call("step", row), peer.call("step", row)] == [None, None]
-        assert capsys.readouterr().err.count("mixed: the nobody process ended with status 2; going on") == 1
+        peer = Peer(worker)
+        assert [peer.call("step", MIXED), peer.call("step", MIXED)] == [None, None]
+        assert capsys.readouterr().err.count("the nobody process ended with status 2; going on") == 1
         with pytest.raises(WorkerError, match="ended with status 2"):
             worker.call("step", MIXED)

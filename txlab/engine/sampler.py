@@ -17,35 +17,25 @@ import jax
 import numpy as np
 
 from txlab.engine import decoding
+from txlab.engine.cache_rows import CacheRows
 from txlab.engine.decoding import Ends, Rows
 from txlab.engine.drawing import DrawParams, Draws
 from txlab.engine.jobs import Job, Sequence
-from txlab.engine.kv_cache import (
-    cache_size,
-    copy_row,
-    put_row,
-    resize,
-    rows_bucket,
-    take_row,
-    token_bytes,
-    width_bucket,
-)
 from txlab.engine.packing import bucket
-from txlab.engine.prefixes import MIN_SHARED, Prefix, Prefixes, common
+from txlab.engine.prefixes import MIN_SHARED, Prefixes, common
 from txlab.engine.prompt_scores import PromptScores
 from txlab.engine.requests import Sample
 from txlab.engine.stops import StopStrings, stop_id_table
-from txlab.lora.adapter import Adapter, tree_bytes
+from txlab.lora.adapter import Adapter
 from txlab.lora.adapter_set import AdapterSet, Routes, combine
 from txlab.lora.bank import Snapshot
-from txlab.models.attention import KVCache, LayerCache, make_cache
+from txlab.models.attention import LayerCache
 from txlab.models.base import BaseModel
 from txlab.models.mesh import replicated
 
 PIECE = 32  # tokens of a prompt that are prefilled as one row of a batch
 PIECES = (16, 4, 1)  # of prompts, in one dispatch
 PATIENCE = 4  # steps that few complete rows wait for many incomplete ones, at most
-SMALL_ROWS = 8  # a batch of so many is not shrunk while it decodes
 GROUP = 6  # layers in one program, at most: more are slower to compile, fewer take more dispatches
 COLDEST = 1e-5  # lower temperatures differ from it in nothing that float32 can hold
 
@@ -63,14 +53,12 @@ class Sampler:
         decoder = base.decoder
         self._ends = Ends(decoder.embedding[...], decoder.norm[...], decoder.head)
         self._weights = decoder.weights
-        self._dtype = decoder.head.dtype
         self._placement = replicated(base.mesh)
         self._most_rows, self._steps, self._cache_limit = rows, steps, cache_limit
         self._told = told
         self._numbers = count()
         self._waiting: deque[Sequence] = deque()
-        self._rows: list[Sequence | None] = []  # whose each row of the cache is
-        self._cache: KVCache | None = None
+        self._rows = CacheRows(base.config, decoder.head.dtype, rows)
         self._prefixes = Prefixes(prefix_limit)
         self._members: tuple[Adapter | None, ...] = (None,)
         self._adapters: AdapterSet | None = None  # of the members
@@ -79,22 +67,22 @@ class Sampler:
     @property
     def busy(self) -> bool:
         """Whether any sequence decodes or waits."""
-        return bool(self._waiting) or any(self._rows)
+        return bool(self._waiting or self._rows.sequences)
 
     @property
     def jobs(self) -> list[Job]:
         """Jobs with a sequence that decodes or waits."""
-        return list(dict.fromkeys(s.job for s in (*self._active, *self._waiting)))
+        return list(dict.fromkeys(s.job for s in (*self._rows.sequences, *self._waiting)))
 
     @property
     def occupancy(self) -> tuple[int, int, int]:
         """Sequences in the cache, rows of the cache, and sequences that wait."""
-        return len(self._active), len(self._rows), len(self._waiting)
+        return len(self._rows.sequences), len(self._rows.owners), len(self._waiting)
 
     @property
     def cache_bytes(self) -> int:
         """Memory of the cache; of kept prefixes apart."""
-        return tree_bytes(self._cache)
+        return self._rows.memory_bytes
 
     def add(self, request: Sample, snapshot: Snapshot | None) -> Job:
         """Queue the sequences of a request."""
@@ -115,17 +103,17 @@ class Sampler:
         self._prefill()
         self._share()
         self._decode()
-        ended = [s for s in self._active if s.stop_reason]
+        ended = [s for s in self._rows.sequences if s.stop_reason]
         for sequence in ended:
             self._retain(sequence)
-        self._rows = [None if s is None or s.stop_reason else s for s in self._rows]
+        self._rows.release(lambda s: bool(s.stop_reason))
         self._rest()
         return [job for job in dict.fromkeys(s.job for s in ended) if job.done]
 
     def cancel(self, job: Job) -> None:
         """Forget a job that has not ended: its rows are free from the next step on."""
         self._waiting = deque(s for s in self._waiting if s.job is not job)
-        self._rows = [None if s is None or s.job is job else s for s in self._rows]
+        self._rows.release(lambda s: s.job is job)
         self._rest()
 
     def clear(self) -> list[Job]:
@@ -133,83 +121,55 @@ class Sampler:
         jobs = self.jobs
         self._waiting.clear()
         self._prefixes.clear()
-        self._rows, self._cache = [], None
+        self._rows.release(lambda _: True)
+        self._rest()
         self._members, self._adapters = (None,), None
         return jobs
 
     def _rest(self) -> None:
         """Free the cache where nobody needs it."""
         if not self.busy:
-            self._rows, self._cache = [], None
-
-    @property
-    def _active(self) -> list[Sequence]:
-        return [s for s in self._rows if s is not None]
+            self._rows.rest()
 
     # ------------------------------------------------------------------------- admission
 
     def _admit(self) -> None:
         """Give rows to those that wait, as far as the cache may grow; take some back where it outgrew its limit."""
-        active = self._active
+        active = self._rows.sequences
         while len(active) > 1 and not self._fits(active):
             youngest = max(active, key=lambda s: (s.job.number, s.index))
             active.remove(youngest)
-            youngest.filled, youngest.source = 0, None
-            self._waiting.appendleft(youngest)
-            self._rows[self._rows.index(youngest)] = None
+            self._give_up(youngest)
         joining: list[Sequence] = []
         while self._waiting and self._fits([*active, *joining, self._waiting[0]]):
             joining.append(self._waiting.popleft())
-        self._make_room([*active, *joining], len(active))
+        self._rows.make_room(joining, self._needed_tokens([*active, *joining]))
         if joining:
             self._meet()
         for sequence in joining:
             self._find_source(sequence, active)
             active.append(sequence)
 
+    def _give_up(self, sequence: Sequence) -> None:
+        """Let it wait again, with nothing of it in the cache."""
+        self._rows.release(lambda s: s is sequence)
+        sequence.filled, sequence.source = 0, None
+        self._waiting.appendleft(sequence)
+
     def _fits(self, sequences: list[Sequence]) -> bool:
         """Whether these may be in the cache together, for now. One alone always may."""
         if len(sequences) == 1:
             return True
-        if len(sequences) > self._most_rows:
-            return False
-        rows, width = rows_bucket(len(sequences), self._most_rows), self._width(sequences)
-        return rows * width * token_bytes(self._config, self._dtype) <= self._cache_limit
+        needed = self._rows.needed_bytes(len(sequences), self._needed_tokens(sequences))
+        return len(sequences) <= self._most_rows and needed <= self._cache_limit
 
-    def _width(self, sequences: Iterable[Sequence]) -> int:
-        """What the longest of them needs until the next step."""
-        return width_bucket(max(s.position + min(s.remaining, self._steps) for s in sequences))
-
-    def _make_room(self, sequences: list[Sequence], active: int) -> None:
-        """Rows and cache for exactly ``sequences``, of which the first ``active`` are in the cache now."""
-        if not sequences:
-            return
-        rows, width = rows_bucket(len(sequences), self._most_rows), self._width(sequences)
-        if self._cache is None or not active:
-            if self._cache is None or cache_size(self._cache) != (rows, width):
-                self._cache = None  # freed before its successor is made
-                self._cache = make_cache(self._config, rows, width, self._dtype)
-            self._rows = [*sequences, *[None] * (rows - len(sequences))]
-            return
-        have, wide = cache_size(self._cache)
-        if rows <= have and width <= wide and not self._sparse(len(sequences), width):
-            newcomers = iter(sequences[active:])
-            self._rows = [next(newcomers, None) if s is None else s for s in self._rows]
-            return
-        keep = [row for row, s in enumerate(self._rows) if s is not None]
-        order = [s for s in self._rows if s is not None]
-        self._cache = resize(self._cache, keep, rows, width)
-        self._rows = [*order, *sequences[active:], *[None] * (rows - len(sequences))]
-
-    def _sparse(self, sequences: int, width: int) -> bool:
-        """Whether so little of the cache is in use that a smaller one pays for the move."""
-        assert self._cache is not None
-        rows, wide = cache_size(self._cache)
-        return (rows > SMALL_ROWS and sequences * 4 <= rows) or width * 4 <= wide
+    def _needed_tokens(self, sequences: Iterable[Sequence]) -> int:
+        """What the longest of them has in the cache before the next step."""
+        return max((s.position + min(s.remaining, self._steps) for s in sequences), default=0)
 
     def _meet(self) -> None:
         """Have an adapter set for everybody. Some who have left may stay in it, since it takes time to lay one out."""
-        members = tuple(dict.fromkeys(s.job.adapter for s in self._active))
+        members = tuple(dict.fromkeys(s.job.adapter for s in self._rows.sequences))
         if set(members) <= set(self._members) and len(self._members) <= 2 * len(members):
             return
         self._members, self._adapters = members, None  # the old set is freed first
@@ -236,28 +196,20 @@ class Sampler:
         kept = self._prefixes.find(job.adapter, text)
         if kept is not None and kept[1] > longest:
             prefix, sequence.filled = kept
-            self._put(self._rows.index(sequence), prefix)
+            self._rows.put(sequence, prefix)
             job.hit_tokens = max(job.hit_tokens, sequence.filled)
         elif longest >= MIN_SHARED:
             sequence.source, sequence.shared = same[lengths.index(longest)], longest
 
-    def _put(self, row: int, prefix: Prefix) -> None:
-        assert self._cache is not None
-        _, width = cache_size(self._cache)
-        _, kept = cache_size(prefix.cache)
-        part = prefix.cache if kept <= width else take_row(prefix.cache, np.int32(0), width)
-        self._cache = put_row(self._cache, np.int32(row), part)
-
     def _share(self) -> None:
         """Copy what others have computed by now; who lost its source computes for itself."""
-        for row, sequence in enumerate(self._rows):
-            if sequence is None or (source := sequence.source) is None:
+        for sequence in self._rows.sequences:
+            if (source := sequence.source) is None:
                 continue
-            if not any(s is source for s in self._rows):
+            if source not in self._rows.owners:
                 sequence.source = None
             elif source.filled >= sequence.shared:
-                assert self._cache is not None
-                self._cache = copy_row(self._cache, np.int32(self._rows.index(source)), np.int32(row))
+                self._rows.copy(source, sequence)
                 sequence.source, sequence.filled = None, sequence.shared
                 if source.job is not sequence.job:
                     sequence.job.hit_tokens = max(sequence.job.hit_tokens, sequence.shared)
@@ -267,17 +219,14 @@ class Sampler:
         text = sequence.text[: sequence.filled]
         text = text if len(sequence.job.sequences) == 1 else text[: len(sequence.job.request.prompt) - 1]
         adapter = sequence.job.adapter
-        if len(text) < MIN_SHARED or self._cache is None or self._prefixes.holds(adapter, text):
-            return
-        _, width = cache_size(self._cache)
-        part = take_row(self._cache, np.int32(self._rows.index(sequence)), min(width, bucket(len(text), 64)))
-        self._prefixes.add(adapter, Prefix(text, part))
+        if len(text) >= MIN_SHARED and not self._prefixes.holds(adapter, text):
+            self._prefixes.add(adapter, self._rows.take(sequence, text))
 
     # --------------------------------------------------------------------------- prefill
 
     def _prefill(self) -> None:
         """One dispatch of pieces of incomplete prompts, dealt in turn so that a short one does not wait for a long."""
-        incomplete = [s for s in self._active if s.filled < s.position and s.source is None]
+        incomplete = [s for s in self._rows.sequences if s.filled < s.position and s.source is None]
         if not incomplete:
             return
         pieces: list[tuple[Sequence, int]] = []
@@ -291,16 +240,14 @@ class Sampler:
                 sequence.job.scores.fetch()
 
     def _prefill_pieces(self, pieces: list[tuple[Sequence, int]], size: int) -> None:
-        assert self._cache is not None
-        _, beyond = cache_size(self._cache)
-        tokens, positions = np.zeros((size, PIECE), np.int32), np.full((size, PIECE), beyond, np.int32)
+        tokens, positions = np.zeros((size, PIECE), np.int32), np.full((size, PIECE), self._rows.width, np.int32)
         rows = np.zeros(size, np.int32)
         adapters: list[Adapter | None] = [None] * size
         for i, (sequence, start) in enumerate(pieces):
             text = sequence.text[start : min(start + PIECE, sequence.position)]
             tokens[i, : len(text)] = text
             positions[i, : len(text)] = np.arange(start, start + len(text))
-            rows[i], adapters[i] = self._rows.index(sequence), sequence.job.adapter
+            rows[i], adapters[i] = self._rows.row(sequence), sequence.job.adapter
             sequence.filled = max(sequence.filled, start + len(text))
         inputs = decoding.embed(self._config, self._ends.embedding, tokens, positions)
         hidden = self._layers(inputs, self._routes(adapters), rows)
@@ -309,8 +256,7 @@ class Sampler:
 
     def _layers(self, inputs: decoding.Inputs, routes: Routes, rows: np.ndarray | None) -> jax.Array:
         """All layers, some at a time: states (B, T, D). Replaces the cache."""
-        assert self._cache is not None
-        x, cache = inputs.x, self._cache
+        x, cache = inputs.x, self._rows.cache
         size = max(n for n in range(1, GROUP + 1) if self._config.num_layers % n == 0)
         after: list[LayerCache] = []
         for first in range(0, self._config.num_layers, size):
@@ -328,7 +274,7 @@ class Sampler:
                 rows,
             )
             after += part
-        self._cache = tuple(after)
+        self._rows.cache = tuple(after)
         return x
 
     def _score(self, job: Job, hidden: jax.Array, row: int, start: int) -> None:
@@ -351,15 +297,14 @@ class Sampler:
 
     def _decode(self) -> None:
         """A few tokens for each complete row."""
-        ready = [s is not None and s.filled == s.position and not s.stop_reason for s in self._rows]
-        complete, incomplete = sum(ready), len(self._active) - sum(ready)
+        ready = [s is not None and s.filled == s.position and not s.stop_reason for s in self._rows.owners]
+        complete, incomplete = sum(ready), len(self._rows.sequences) - sum(ready)
         self._patience -= 1
         if not complete or (incomplete > complete and self._patience > 0):
             return
         self._patience = PATIENCE
-        rows, routes = self._row_arrays(ready), self._routes([s.job.adapter if s else None for s in self._rows])
-        assert self._cache is not None
-        beyond = np.int32(cache_size(self._cache)[1])
+        rows, routes = self._row_arrays(ready), self._routes([s.job.adapter if s else None for s in self._rows.owners])
+        beyond = np.int32(self._rows.width)
         own = None if self._adapters is None else self._adapters.head
         inputs = decoding.enter(self._config, self._ends.embedding, rows, beyond)
         drawn = []
@@ -370,13 +315,15 @@ class Sampler:
             )
             drawn.append(draws)
         drawn = jax.device_get(drawn)
-        for row, sequence in enumerate(self._rows):
+        for row, sequence in enumerate(self._rows.owners):
             if sequence is not None and ready[row]:
                 self._take(sequence, [Draws(*(array[row] for array in draws)) for draws in drawn])
 
     def _run_length(self, ready: list[bool]) -> int:
         """Steps until the next look at who comes and goes."""
-        remaining = [s.remaining for s, is_ready in zip(self._rows, ready, strict=True) if s is not None and is_ready]
+        remaining = [
+            s.remaining for s, is_ready in zip(self._rows.owners, ready, strict=True) if s is not None and is_ready
+        ]
         soonest = min(remaining) if self._waiting else max(remaining)  # a row that ends is for one that waits
         return max(1, min(self._steps, soonest))
 
@@ -390,12 +337,12 @@ class Sampler:
 
     def _top_logprobs_k(self) -> int:
         """How many of the likeliest tokens some row wants, rounded up so that few programs are compiled."""
-        most = max(s.job.request.topk_sample_logprobs for s in self._active)
+        most = max(s.job.request.topk_sample_logprobs for s in self._rows.sequences)
         return min(bucket(most, 8), self._config.vocab_size) if most else 0
 
     def _row_arrays(self, ready: list[bool]) -> Rows:
         def column(dtype, of, empty):
-            pairs = zip(self._rows, ready, strict=True)
+            pairs = zip(self._rows.owners, ready, strict=True)
             return np.array([of(s) if s is not None and is_ready else empty for s, is_ready in pairs], dtype)
 
         vocabulary = self._config.vocab_size
@@ -404,7 +351,7 @@ class Sampler:
             position=column(np.int32, lambda s: s.position, 0),
             drawn=column(np.int32, lambda s: len(s.tokens), 0),
             remaining=column(np.int32, lambda s: s.remaining, 0),
-            stop_ids=stop_id_table([() if s is None else s.job.stop_ids for s in self._rows]),
+            stop_ids=stop_id_table([() if s is None else s.job.stop_ids for s in self._rows.owners]),
             draw=DrawParams(
                 temperature=column(np.float32, lambda s: _temperature(s.job.request.params.temperature), 0),
                 top_k=column(np.int32, lambda s: _top_k(s.job.request.params.top_k, vocabulary), vocabulary),
