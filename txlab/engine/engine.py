@@ -9,6 +9,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Items
 from itertools import count
 
+import jax
 import numpy as np
 
 from txlab.config import EngineSettings
@@ -25,7 +26,7 @@ from txlab.engine.events import (
     StateChanged,
     StepCompleted,
 )
-from txlab.engine.host_memory import keep_freed_memory, release_freed_memory
+from txlab.engine.host_memory import keep_freed_memory, release_freed_memory, use_huge_pages
 from txlab.engine.jobs import Job, Sequence
 from txlab.engine.losses import Losses
 from txlab.engine.passes import PassRun, total_weight
@@ -109,10 +110,14 @@ class Engine:
     def start(self) -> None:
         """Start the engine thread."""
         use_compile_cache(self._settings.compile_cache)
-        if self.base.mesh.devices.flat[0].platform == "cpu":
+        if self._on_host:
             keep_freed_memory()
         self._thread = daemon_thread(self._run, "txlab-engine")
         self._thread.start()
+
+    @property
+    def _on_host(self) -> bool:
+        return self.base.mesh.devices.flat[0].platform == "cpu"
 
     @property
     def micro_batches(self) -> tuple[int, int]:
@@ -154,6 +159,8 @@ class Engine:
 
     def _run(self) -> None:
         unwatch = watch_compiles(lambda program, seconds: self._bus.publish(ProgramCompiled(program, seconds)))
+        if self._on_host:
+            use_huge_pages([*jax.tree.leaves(self.base.decoder.weights), self.base.decoder.head])
         try:
             while self._receive(wait=not self.step()):
                 pass
