@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.notebook.views import decode, sample, train
+from tests.notebook.views import decode, sample, stream, train
 from txlab.engine.events import EventBus, StateChanged
 from txlab.notebook.frame import Frame, make_frame
 from txlab.notebook.picture import render_svg, wrap
@@ -77,6 +77,44 @@ def test_a_sample_tells_prompt_from_continuation() -> None:
         ("drawn", "ie-pay ↵"),
     ]
     assert "length" in texts(svg)
+
+
+def test_what_is_being_sampled_comes_first_and_grows() -> None:
+    bus = EventBus()
+    sample(bus, "done:", "finished")
+    stream(bus, "English: pie", " ie", number=1)
+    stream(bus, "older?", "newer!", number=2)
+    stream(bus, "English: pie", "-pay", number=1)
+    shown = texts(render_svg(frame(bus)))
+    assert [shown.index(part) for part in ("newer!", "ie-pay▍", "finished")] == sorted(
+        shown.index(part) for part in ("newer!", "ie-pay▍", "finished")
+    )
+    assert "7 tokens  ·  sampling" in shown
+    assert "base [7 tokens  ·  sampling]  English: pie → ie-pay" in render_text(frame(bus))
+
+
+def test_of_a_long_text_that_grows_the_end_is_shown() -> None:
+    bus = EventBus()
+    stream(bus, "prompt", "first " + "word " * 500 + "last")
+    shown = texts(render_svg(frame(bus)))
+    assert "last▍" in shown
+    assert "first" not in shown
+
+
+def test_the_last_picture_has_nothing_that_grows() -> None:
+    bus = EventBus()
+    stream(bus, "prompt", "never ended")
+    sample(bus, "done:", "finished")
+    shown = texts(render_svg(frame(bus, live=False)))
+    assert "never ended" not in shown
+    assert "finished" in shown
+
+
+@pytest.mark.parametrize("text", ["", "\x00"])
+def test_a_sequence_without_any_text_yet(text: str) -> None:
+    bus = EventBus()
+    stream(bus, "", text)
+    assert "▍" in texts(render_svg(frame(bus)))
 
 
 def test_long_samples_are_cut() -> None:

@@ -11,6 +11,7 @@ from txlab.engine.events import (
     EventBus,
     PassCompleted,
     SampleCompleted,
+    SampleProgress,
     StateChanged,
     StepCompleted,
 )
@@ -39,3 +40,10 @@ def sample(bus: EventBus, prompt: str, text: str, model_id: str | None = None, s
     """One sampled sequence."""
     drawn = encode(text)
     bus.publish(SampleCompleted(model_id, encode(prompt), drawn, np.zeros(len(drawn), np.float32), stop, 0.5))
+
+
+def stream(bus: EventBus, prompt: str, text: str, number: int = 0, model_id: str | None = None) -> None:
+    """More of a sequence that is being sampled."""
+    drawn = encode(text)
+    logprobs = np.zeros(len(drawn), np.float32)
+    bus.publish(SampleProgress((number, 0), model_id, encode(prompt), drawn, logprobs, ended=False))

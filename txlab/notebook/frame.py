@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from txlab.engine.events import LabView, SampleCompleted
+from txlab.engine.events import LabView, LiveSample, SampleCompleted
 
 PROMPT_TOKENS = 96  # the end of a prompt says what was asked; the rest would not fit
 SAMPLE_TOKENS = 192
@@ -16,14 +16,19 @@ Decode = Callable[[Sequence[int]], str]
 
 @dataclass(frozen=True, slots=True)
 class Excerpt:
-    """A sampled sequence as text."""
+    """A sampled sequence as text; one that is being sampled has no stop reason yet."""
 
     name: str  # of the adapter, or "base"
     prompt: str
     text: str
     stop_reason: str
     tokens: int
-    seconds: float
+    seconds: float | None
+
+    @property
+    def live(self) -> bool:
+        """Whether tokens are still drawn."""
+        return not self.stop_reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +43,23 @@ class Frame:
 
 
 def make_frame(view: LabView, decode: Decode, model: str, url: str, live: bool = True) -> Frame:
-    """Decode the newest samples of ``view``."""
+    """Decode the newest samples of ``view``, those that are being drawn first of all."""
     names = {adapter.model_id: adapter.name or adapter.model_id for adapter in view.adapters}
-    excerpts = tuple(_excerpt(sample, names, decode) for sample in view.samples[:SAMPLES])
-    return Frame(view, model, url, excerpts, live)
+    samples = (*view.streaming, *view.samples)[:SAMPLES] if live else view.samples[:SAMPLES]
+    return Frame(view, model, url, tuple(_excerpt(sample, names, decode) for sample in samples), live)
 
 
-def _excerpt(sample: SampleCompleted, names: dict[str, str], decode: Decode) -> Excerpt:
-    cut = len(sample.prompt) > PROMPT_TOKENS
+def _excerpt(sample: SampleCompleted | LiveSample, names: dict[str, str], decode: Decode) -> Excerpt:
+    """The end of the prompt, and the text's beginning; of one that grows, the end."""
+    ended = isinstance(sample, SampleCompleted)
     prompt = decode(sample.prompt[-PROMPT_TOKENS:].tolist())
-    text = decode(sample.tokens[:SAMPLE_TOKENS].tolist())
+    shown = sample.tokens[:SAMPLE_TOKENS] if ended else sample.tokens[-SAMPLE_TOKENS:]
+    text, cut = decode(shown.tolist()), len(sample.tokens) > SAMPLE_TOKENS
     return Excerpt(
         name="base" if sample.model_id is None else names.get(sample.model_id, sample.model_id),
-        prompt="…" + prompt if cut else prompt,
-        text=text + "…" if len(sample.tokens) > SAMPLE_TOKENS else text,
-        stop_reason=sample.stop_reason,
+        prompt="…" + prompt if len(sample.prompt) > PROMPT_TOKENS else prompt,
+        text=(text + "…" if ended else "…" + text) if cut else text,
+        stop_reason=sample.stop_reason if ended else "",
         tokens=len(sample.tokens),
-        seconds=sample.seconds,
+        seconds=sample.seconds if ended else None,
     )

@@ -9,7 +9,7 @@ from txlab.engine.events import AdapterView
 from txlab.notebook.charts import Box, curve, draw_chart
 from txlab.notebook.frame import Excerpt, Frame
 from txlab.notebook.style import COLORS, stylesheet
-from txlab.notebook.text import COLUMNS, cells, compiles, flat, hidden_note, visible
+from txlab.notebook.text import COLUMNS, cells, compiles, flat, hidden_note, sample_note, visible
 
 WIDTH = 920
 PAD = 24
@@ -121,8 +121,7 @@ def _samples(frame: Frame, y: float) -> tuple[list[str], float]:
     for excerpt in frame.excerpts:
         lines = _sample_lines(excerpt)
         parts.append(_text(PAD, y + 18, clip(excerpt.name, 60), f"label {colors.get(excerpt.name, 'mute')}"))
-        meta = f"{excerpt.tokens} tokens in {excerpt.seconds:.2g} s  ·  {excerpt.stop_reason}"
-        parts.append(_text(WIDTH - PAD, y + 18, meta, "end small mute"))
+        parts.append(_text(WIDTH - PAD, y + 18, sample_note(excerpt), f"end small {'sampling' if excerpt.live else 'mute'}"))
         for i, line in enumerate(lines):
             parts.append(f'<text class="mono" x="{PAD}" y="{y + 37 + 17 * i:g}">{line}</text>')
         y += 34 + 17 * len(lines)
@@ -136,10 +135,14 @@ def _sample_lines(excerpt: Excerpt) -> list[str]:
     drawn = flat(excerpt.text)
     joint = " " if prompt and drawn and (excerpt.prompt[-1:].isspace() or excerpt.text[:1].isspace()) else ""
     text, border = prompt + joint + drawn, len(prompt + joint)
-    spans = wrap(text, LINE_CHARS)
+    spans, more = wrap(text, LINE_CHARS), '<tspan class="mute">…</tspan>'
+    if excerpt.live:  # its newest tokens
+        lines = [_spans(text, start, end, border) for start, end in spans[-SAMPLE_LINES:]] or [""]
+        lines[-1] += '<tspan class="sampling">▍</tspan>'
+        return [more + lines[0], *lines[1:]] if len(spans) > SAMPLE_LINES else lines
     lines = [_spans(text, start, end, border) for start, end in spans[:SAMPLE_LINES]]
     if len(spans) > SAMPLE_LINES:
-        lines[-1] += '<tspan class="mute">…</tspan>'
+        lines[-1] += more
     return lines
 
 

@@ -113,9 +113,14 @@ def sparkline(values: Sequence[float], width: int = 40) -> str:
     return "".join(_BARS[round((value - low) * scale)] for value in picked)
 
 
+def sample_note(excerpt: Excerpt) -> str:
+    """How much of a sample there is, and what it is doing or why it ended."""
+    tokens = f"{excerpt.tokens} token{'' if excerpt.tokens == 1 else 's'}"
+    return f"{tokens}  ·  sampling" if excerpt.live else f"{tokens} in {excerpt.seconds:.2g} s  ·  {excerpt.stop_reason}"
+
+
 def _sample_line(excerpt: Excerpt) -> str:
-    head = f"{excerpt.name} [{excerpt.stop_reason}, {excerpt.tokens} tokens]"
-    return f"{head}  {flat(excerpt.prompt)} → {flat(excerpt.text)}"
+    return f"{excerpt.name} [{sample_note(excerpt)}]  {flat(excerpt.prompt)} → {flat(excerpt.text)}"
 
 
 def flat(text: str) -> str:
