@@ -96,7 +96,7 @@ def rows() -> tuple[Row, ...]:
             Span(shared, shared.new_tokens),
             beside={
                 "prefill": prefilling(replace(shared, samples=1)),
-                "decoding": Span(replace(shared, prompt_tokens=1), shared.new_tokens),  # nothing to prefill
+                "decoding": decoding(replace(shared, requests=16, samples=1)),  # of texts as long, nothing shared
             },
             cost_goal=1.3,
         ),

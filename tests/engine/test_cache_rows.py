@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from txlab.engine.cache_rows import SMALL_ROWS, CacheRows
+from txlab.engine.cache_rows import CacheRows
 from txlab.engine.jobs import Sequence
-from txlab.engine.kv_cache import cache_size
+from txlab.engine.kv_cache import FEW_ROWS, cache_size
 from txlab.engine.prefixes import Prefix
 from txlab.models.attention import KVCache, LayerCache
 from txlab.models.base import BaseModel
@@ -67,12 +67,12 @@ def test_a_large_cache_shrinks_where_few_are_left_and_a_small_one_does_not(rows)
     rows.make_room([], 100)
     assert (cache_size(rows.cache), rows.owners) == ((2, 128), [here[20], here[21]])
     assert values(rows.cache, 0) == {3.0}
-    small = some(SMALL_ROWS)
+    small = some(FEW_ROWS)
     rows.release(lambda _: True)
     rows.make_room(small, 100)
     rows.release(lambda s: s is not small[5])
     rows.make_room([], 100)
-    assert cache_size(rows.cache) == (SMALL_ROWS, 128)
+    assert cache_size(rows.cache) == (FEW_ROWS, 128)
 
 
 def test_a_wide_cache_narrows_where_only_short_ones_are_left(rows):

@@ -69,7 +69,9 @@ def test_what_was_taken_can_be_put_elsewhere(width):
 
 
 def test_sizes_come_from_a_small_set():
-    assert {width_bucket(n) for n in range(1, 4097)} == {128, 256, 512, 1024, 2048, 4096}
+    assert {width_bucket(n, 8) for n in range(1, 4097)} == {128, 256, 512, 1024, 2048, 4096}
+    assert {width_bucket(n, 9) for n in range(1, 1025)} == {128, 192, 256, 384, 512, 768, 1024}
+    assert all(n <= width_bucket(n, 9) < max(1.5 * n, 129) for n in range(1, 4097))
     assert [rows_bucket(n, 24) for n in (1, 2, 3, 5, 9, 17, 24)] == [1, 2, 4, 8, 16, 24, 24]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from txlab.engine.jobs import Sequence
 from txlab.engine.kv_cache import (
+    FEW_ROWS,
     cache_size,
     copy_row,
     put_row,
@@ -25,7 +26,6 @@ from txlab.lora.adapter import tree_bytes
 from txlab.models.attention import KVCache, make_cache
 from txlab.models.config import ModelConfig
 
-SMALL_ROWS = 8  # a cache of so many is not shrunk while it is in use
 KEPT_WIDTH = 64  # tokens of a row are kept in multiples of it, or a power of two
 
 
@@ -73,8 +73,8 @@ class CacheRows:
 
     def needed_bytes(self, sequences: int, tokens: int) -> int:
         """Memory of a cache for so many sequences, the longest of so many tokens."""
-        rows, width = rows_bucket(sequences, self._most), width_bucket(tokens)
-        return rows * width * token_bytes(self._config, self._dtype)
+        rows = rows_bucket(sequences, self._most)
+        return rows * width_bucket(tokens, rows) * token_bytes(self._config, self._dtype)
 
     def make_room(self, joining: list[Sequence], tokens: int) -> None:
         """Give each of ``joining`` a row, and every row room for so many tokens; where much is free, less of it."""
@@ -82,7 +82,8 @@ class CacheRows:
         count = len(here) + len(joining)
         if not count:
             return
-        rows, width = rows_bucket(count, self._most), width_bucket(tokens)
+        rows = rows_bucket(count, self._most)
+        width = width_bucket(tokens, rows)
         if not here:
             if self._cache is None or cache_size(self._cache) != (rows, width):
                 self._cache = None  # freed before its successor is made
@@ -122,7 +123,10 @@ class CacheRows:
         return Prefix(text, take_row(self.cache, np.int32(self.row(sequence)), width))
 
     def _suits(self, rows: int, width: int, count: int) -> bool:
-        """Whether the cache is large enough, and not so much too large that a smaller one pays for the move."""
+        """Whether the cache is large enough, and not so much too large that a smaller one pays for the move.
+
+        Of FEW_ROWS none is taken away: their number costs little.
+        """
         have, wide = cache_size(self.cache)
-        sparse = (have > SMALL_ROWS and count * 4 <= have) or width * 4 <= wide
+        sparse = (have > FEW_ROWS and count * 4 <= have) or width * 4 <= wide
         return rows <= have and width <= wide and not sparse

@@ -39,7 +39,8 @@ def use_huge_pages(arrays: Iterable[jax.Array]) -> None:
     """
     if (libc := _glibc()) is None:
         return
-    for start, end in spans((array.unsafe_buffer_pointer(), array.nbytes) for array in arrays):
+    parts = [shard.data for array in arrays for shard in array.addressable_shards]
+    for start, end in spans((part.unsafe_buffer_pointer(), part.nbytes) for part in parts):
         first, size = ctypes.c_void_p(start), ctypes.c_size_t(end - start)
         libc.madvise(first, size, _HUGEPAGE)
         libc.madvise(first, size, _COLLAPSE)

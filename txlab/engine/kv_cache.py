@@ -13,11 +13,17 @@ from txlab.models.attention import KVCache, LayerCache
 from txlab.models.config import ModelConfig
 
 MIN_WIDTH = 128
+FEW_ROWS = 8
 
 
-def width_bucket(tokens: int) -> int:
-    """Width of a cache for sequences of so many tokens: 128, 256, 512 … so that few programs are compiled."""
-    return max(MIN_WIDTH, 1 << (tokens - 1).bit_length())
+def width_bucket(tokens: int, rows: int) -> int:
+    """Width of a cache for sequences of so many tokens, in few sizes, so that few programs are compiled.
+
+    128, 256, 512 …; where many rows attend to all of it, also 192, 384 …
+    """
+    width = max(MIN_WIDTH, 1 << (tokens - 1).bit_length())
+    between = width * 3 // 4
+    return between if rows > FEW_ROWS and between > MIN_WIDTH and tokens <= between else width
 
 
 def rows_bucket(rows: int, most: int) -> int:

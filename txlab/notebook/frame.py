@@ -45,13 +45,13 @@ class Frame:
 def make_frame(view: LabView, decode: Decode, model: str, url: str, live: bool = True) -> Frame:
     """Decode the newest samples of ``view``, those that are being drawn first of all."""
     names = {adapter.model_id: adapter.name or adapter.model_id for adapter in view.adapters}
-    samples = (*view.streaming, *view.samples)[:SAMPLES] if live else view.samples[:SAMPLES]
+    samples: list[SampleCompleted | LiveSample] = [*(view.streaming if live else ()), *view.samples][:SAMPLES]
     return Frame(view, model, url, tuple(_excerpt(sample, names, decode) for sample in samples), live)
 
 
 def _excerpt(sample: SampleCompleted | LiveSample, names: dict[str, str], decode: Decode) -> Excerpt:
     """The end of the prompt, and the text's beginning; of one that grows, the end."""
-    ended = isinstance(sample, SampleCompleted)
+    ended = sample if isinstance(sample, SampleCompleted) else None
     prompt = decode(sample.prompt[-PROMPT_TOKENS:].tolist())
     shown = sample.tokens[:SAMPLE_TOKENS] if ended else sample.tokens[-SAMPLE_TOKENS:]
     text, cut = decode(shown.tolist()), len(sample.tokens) > SAMPLE_TOKENS
@@ -59,7 +59,7 @@ def _excerpt(sample: SampleCompleted | LiveSample, names: dict[str, str], decode
         name="base" if sample.model_id is None else names.get(sample.model_id, sample.model_id),
         prompt="…" + prompt if len(sample.prompt) > PROMPT_TOKENS else prompt,
         text=(text + "…" if ended else "…" + text) if cut else text,
-        stop_reason=sample.stop_reason if ended else "",
+        stop_reason=ended.stop_reason if ended else "",
         tokens=len(sample.tokens),
-        seconds=sample.seconds if ended else None,
+        seconds=ended.seconds if ended else None,
     )

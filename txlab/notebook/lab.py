@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from txlab.engine.engine import Engine
     from txlab.engine.user_losses import UserFunction
     from txlab.models.base import BaseModel
+    from txlab.notebook.samples import Samples
 
 
 class Lab:
@@ -167,6 +168,49 @@ class Lab:
         if self._engine is None:
             raise TxlabError("This lab is stopped. Start it with %txserve or txlab.serve().")
         self._engine.losses.add(user_loss(name, function, inputs, optional, options))
+
+    # -------------------------------------------------------------------------------- sampling
+
+    def sample(
+        self,
+        prompt: str,
+        adapter: str | None = None,
+        *,
+        samples: int = 1,
+        chat: bool = False,
+        max_tokens: int = 64,
+        temperature: float = 1.0,
+        top_k: int = -1,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str | int] | None = None,
+    ) -> Samples:
+        """Continue a text with an adapter as it is now, while it trains or not; without one, with the base.
+
+        It waits until all is drawn. Interrupting the cell ends the samples too.
+
+        Args:
+            prompt: a text; with ``chat`` the user's turn of a conversation.
+            adapter: its name or run id; None or "base" is the base.
+            samples: how many continuations.
+            chat: lay the prompt out with the model's chat template.
+            max_tokens: tokens of each, at most.
+            temperature: 0 is greedy.
+            top_k: draw from so many of the likeliest tokens only; -1: all.
+            top_p: draw from the likeliest tokens that have this probability together.
+            seed: the same one gives the same texts.
+            stop: texts or token ids that end a sample; None is the model's own end.
+
+        Raises:
+            TxlabError: the lab is stopped, there is no such adapter, or an argument is out of its range.
+        """
+        from txlab.engine.requests import SamplingParams
+        from txlab.notebook.samples import draw
+
+        if self._engine is None:
+            raise TxlabError("This lab is stopped. Start it with %txserve or txlab.serve().")
+        params = SamplingParams(max_tokens, temperature, top_k, top_p, seed, None if stop is None else tuple(stop))
+        return draw(self._engine, self._bus.view().adapters, prompt, adapter, samples, params, chat)
 
     # ------------------------------------------------------------------------------------ PEFT
 

@@ -8,16 +8,17 @@ from collections.abc import Callable
 from typing import Any
 
 from IPython.core.error import UsageError
-from IPython.core.magic import Magics, line_magic, magics_class
+from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
 
 from txlab.notebook.errors import TxlabError
 from txlab.notebook.lab import Lab, Status, serve
+from txlab.notebook.samples import Samples
 
 
 @magics_class
 class LabMagics(Magics):
-    """``%txserve``, ``%txstatus``, ``%txstop``, ``%txlogs``, ``%txprofile``."""
+    """``%txserve``, ``%%txsample``, ``%txstatus``, ``%txstop``, ``%txlogs``, ``%txprofile``."""
 
     @magic_arguments()
     @argument("model", nargs="?", help="Hugging Face name or local folder (default: SmolLM2-135M-Instruct)")
@@ -33,6 +34,33 @@ class LabMagics(Magics):
         """
         args = _parse(self.txserve, line)
         return serve(_unquoted(args.model), port=args.port, api_key=args.api_key, loop=args.loop, restart=args.restart)
+
+    @magic_arguments()
+    @argument("adapter", nargs="?", help="its name or run id (default: the base model)")
+    @argument("-n", "--samples", type=int, default=1, help="how many continuations (default: 1)")
+    @argument("--chat", action="store_true", help="the cell is the user's turn of a conversation")
+    @argument("-m", "--max-tokens", type=int, default=64, help="of each, at most (default: 64)")
+    @argument("-t", "--temperature", type=float, default=1.0, help="0 is greedy (default: 1)")
+    @argument("--top-k", type=int, default=-1, help="draw from so many likeliest tokens (default: all)")
+    @argument("--top-p", type=float, default=1.0, help="draw from the likeliest of this probability (default: 1)")
+    @argument("--seed", type=int, help="the same one gives the same texts")
+    @argument("--stop", action="append", help="a text that ends a sample; may come several times")
+    @cell_magic
+    def txsample(self, line: str, cell: str) -> Samples:
+        """Continue the text of the cell with an adapter as it is now, or with the base model."""
+        args = _parse(self.txsample, line)
+        return _running().sample(
+            cell.removesuffix("\n"),
+            _unquoted(args.adapter),
+            samples=args.samples,
+            chat=args.chat,
+            max_tokens=args.max_tokens,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            seed=args.seed,
+            stop=args.stop and [_unquoted(stop) for stop in args.stop],
+        )
 
     @line_magic
     def txstatus(self, line: str) -> Status:

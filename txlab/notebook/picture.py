@@ -121,7 +121,9 @@ def _samples(frame: Frame, y: float) -> tuple[list[str], float]:
     for excerpt in frame.excerpts:
         lines = _sample_lines(excerpt)
         parts.append(_text(PAD, y + 18, clip(excerpt.name, 60), f"label {colors.get(excerpt.name, 'mute')}"))
-        parts.append(_text(WIDTH - PAD, y + 18, sample_note(excerpt), f"end small {'sampling' if excerpt.live else 'mute'}"))
+        parts.append(
+            _text(WIDTH - PAD, y + 18, sample_note(excerpt), f"end small {'sampling' if excerpt.live else 'mute'}")
+        )
         for i, line in enumerate(lines):
             parts.append(f'<text class="mono" x="{PAD}" y="{y + 37 + 17 * i:g}">{line}</text>')
         y += 34 + 17 * len(lines)

@@ -116,7 +116,9 @@ def sparkline(values: Sequence[float], width: int = 40) -> str:
 def sample_note(excerpt: Excerpt) -> str:
     """How much of a sample there is, and what it is doing or why it ended."""
     tokens = f"{excerpt.tokens} token{'' if excerpt.tokens == 1 else 's'}"
-    return f"{tokens}  ·  sampling" if excerpt.live else f"{tokens} in {excerpt.seconds:.2g} s  ·  {excerpt.stop_reason}"
+    return (
+        f"{tokens}  ·  sampling" if excerpt.live else f"{tokens} in {excerpt.seconds:.2g} s  ·  {excerpt.stop_reason}"
+    )
 
 
 def _sample_line(excerpt: Excerpt) -> str:

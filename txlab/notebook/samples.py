@@ -1,0 +1,150 @@
+"""Samples asked for in a cell: straight from the engine, by an adapter's name, without a client."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+
+from txlab.engine.events import AdapterView
+from txlab.engine.requests import (
+    CancelSample,
+    DropSnapshot,
+    FreezeAdapter,
+    Request,
+    RequestError,
+    Result,
+    Sample,
+    SampledSequence,
+    SampleResult,
+    SamplingParams,
+)
+from txlab.engine.validation import validate
+from txlab.notebook.errors import TxlabError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from txlab.engine.engine import Engine
+
+BASE = "base"
+_TEXT = "white-space:pre-wrap;overflow-wrap:anywhere"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Samples(Sequence[str]):
+    """Continuations of one prompt, a sequence of texts; ``drawn`` has their tokens, logprobs and stop reasons."""
+
+    adapter: str  # its name, or "base"
+    prompt: str
+    texts: tuple[str, ...]
+    drawn: tuple[SampledSequence, ...]
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        return self.texts[index]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{note}\n{text}" for note, text in zip(self._notes(), self.texts, strict=True))
+
+    def _repr_html_(self) -> str:
+        """The prompt dimmed before each continuation."""
+        blocks = (
+            f'<div style="margin:0 0 .8em"><small style="opacity:.7">{escape(note)}</small><div style="{_TEXT}">'
+            f'<span style="opacity:.6">{escape(self.prompt)}</span><b>{escape(text)}</b></div></div>'
+            for note, text in zip(self._notes(), self.texts, strict=True)
+        )
+        return f'<div role="group" aria-label="samples of {escape(self.adapter)}">{"".join(blocks)}</div>'
+
+    def _notes(self) -> list[str]:
+        return [f"{self.adapter} · {len(one.tokens)} tokens · {one.stop_reason}" for one in self.drawn]
+
+
+def draw(
+    engine: Engine,
+    adapters: Sequence[AdapterView],
+    prompt: str,
+    adapter: str | None,
+    samples: int,
+    params: SamplingParams,
+    chat: bool = False,
+) -> Samples:
+    """Sample from an adapter as it is at this moment, or from the base, and wait; an interrupt frees its rows.
+
+    Raises TxlabError where there is no such adapter, or the engine refuses the request.
+    """
+    tokenizer = engine.base.tokenizer
+    known = None if adapter in (None, BASE) else find_adapter(adapters, str(adapter))
+    snapshot_id = None if known is None else f"lab-{secrets.token_hex(8)}"
+    request = Sample(snapshot_id, encode(tokenizer, prompt, chat), samples, params)
+    try:
+        validate(request, engine.limits)
+        if known is not None and snapshot_id is not None:
+            _ask(engine, FreezeAdapter(known.model_id, snapshot_id)).result()
+        result = _sampled(engine, request)
+    except RequestError as error:
+        problem = str(error)
+    else:
+        texts = tuple(str(tokenizer.decode(one.tokens, skip_special_tokens=True)) for one in result.sequences)
+        return Samples(known.name if known else BASE, prompt, texts, result.sequences)
+    finally:
+        if snapshot_id is not None:
+            _ask(engine, DropSnapshot(snapshot_id))
+    raise TxlabError(problem)
+
+
+def find_adapter(adapters: Sequence[AdapterView], name: str) -> AdapterView:
+    """The newest of that name or run id. Raises TxlabError, which lists those that there are."""
+    there = [one for one in adapters if one.state != "unloaded"]
+    found = [one for one in there if name in (one.name, one.model_id)]
+    if not found:
+        names = ", ".join(dict.fromkeys(repr(one.name or one.model_id) for one in there)) or "none yet"
+        raise TxlabError(f"There is no adapter {name!r}. Adapters: {names}; without a name the base is sampled.")
+    return found[-1]
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool) -> np.ndarray:
+    """A text's tokens, (P,) int32; with ``chat`` as the user's turn of a conversation, in the model's own layout."""
+    if not chat:
+        return np.array(tokenizer.encode(prompt), np.int32)
+    if tokenizer.chat_template is None:
+        raise TxlabError("This base model has no chat template: sample without chat.")
+    turn = [{"role": "user", "content": prompt}]
+    return np.array(tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False), np.int32)
+
+
+def _sampled(engine: Engine, request: Sample) -> SampleResult:
+    future = _ask(engine, request)
+    try:
+        result = future.result()
+    except KeyboardInterrupt:
+        _ask(engine, CancelSample(request))
+        raise
+    assert isinstance(result, SampleResult)
+    return result
+
+
+def _ask(engine: Engine, request: Request) -> Future[Result]:
+    future: Future[Result] = Future()
+
+    def done(result: Result | Exception) -> None:
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+    engine.submit(request, done)
+    return future
