@@ -45,8 +45,9 @@ class Frame:
 def make_frame(view: LabView, decode: Decode, model: str, url: str, live: bool = True) -> Frame:
     """Decode the newest samples of ``view``, those that are being drawn first of all."""
     names = {adapter.model_id: adapter.name or adapter.model_id for adapter in view.adapters}
-    samples: list[SampleCompleted | LiveSample] = [*(view.streaming if live else ()), *view.samples][:SAMPLES]
-    return Frame(view, model, url, tuple(_excerpt(sample, names, decode) for sample in samples), live)
+    samples: list[SampleCompleted | LiveSample] = list(view.streaming if live else ())
+    samples += view.samples
+    return Frame(view, model, url, tuple(_excerpt(sample, names, decode) for sample in samples[:SAMPLES]), live)
 
 
 def _excerpt(sample: SampleCompleted | LiveSample, names: dict[str, str], decode: Decode) -> Excerpt:
