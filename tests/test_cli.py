@@ -47,6 +47,30 @@ def test_serve_until_interrupted(tiny_llama: Path, env: dict[str, str]) -> None:
     assert "Traceback" not in errors
 
 
+ELSEWHERE = """
+import signal, threading, time
+from txlab.cli import wait_for_interrupt
+
+def interrupt():
+    time.sleep(0.5)
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+    time.sleep(60)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+threading.Thread(target=interrupt, daemon=True).start()
+try:
+    wait_for_interrupt()
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="is about POSIX threads")
+def test_an_interrupt_that_another_thread_gets_is_not_lost() -> None:
+    done = subprocess.run([sys.executable, "-c", ELSEWHERE], capture_output=True, text=True, timeout=20, check=True)
+    assert done.stdout == "interrupted\n"
+
+
 def test_bad_input_is_one_message(tiny_llama: Path, env: dict[str, str]) -> None:
     unknown = txlab("serve", "nobody/nothing", env=env)
     assert unknown.returncode == 1

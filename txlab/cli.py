@@ -6,12 +6,13 @@ import argparse
 import logging
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from txlab.config import DEFAULT_MODEL, ModelSettings, ServerSettings, Settings
 
@@ -91,14 +92,27 @@ def serve_forever(args: argparse.Namespace) -> int:
     settings = Settings(server=ServerSettings(host=args.host))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     lab = serve(args.model, port=args.port, api_key=args.api_key, loop="thread", root=args.root, settings=settings)
-    print("Ctrl-C stops it.", flush=True)
     try:
-        threading.Event().wait()
+        print("Ctrl-C stops it.", flush=True)
+        wait_for_interrupt()
     except KeyboardInterrupt:
         print("stopping", flush=True)
     finally:
         lab.stop()
     return 0
+
+
+def wait_for_interrupt() -> NoReturn:
+    """Wait until a signal's handler raises: by a socket, as a signal that another thread gets wakes no lock."""
+    receiving, sending = socket.socketpair()
+    with receiving, sending:
+        sending.setblocking(False)
+        before = signal.set_wakeup_fd(sending.fileno())
+        try:
+            while True:
+                receiving.recv(1)
+        finally:
+            signal.set_wakeup_fd(before)
 
 
 def fetch(model: str) -> int:

@@ -96,6 +96,8 @@ def test_many_columns_are_stacked_at_the_highest_rank_rounded_up():
     rows, places = adapters.routes([3, 0, 1, 3, 3])
     assert rows.tolist() == [[2, 0, 0, 0], [0] * 4, [0, 3, 4, 0], [0] * 4], "few sizes: three rows have four slots"
     assert places.tolist() == [8, 16, 0, 9, 10]
+    rows, places = adapters.routes([-1, -1, -1, 2])
+    assert (rows.shape, places.tolist()) == ((4, 1), [4, 4, 4, 1]), "rows of nobody take no slots"
 
 
 @pytest.mark.usefixtures("layout")

@@ -26,7 +26,7 @@ from txlab.lora.adapter import tree_bytes
 from txlab.models.attention import KVCache, make_cache
 from txlab.models.config import ModelConfig
 
-KEPT_WIDTH = 64  # tokens of a row are kept in multiples of it, or a power of two
+KEPT_WIDTH = 64  # tokens of a row that are kept, at least; more in powers of two
 
 
 class CacheRows:

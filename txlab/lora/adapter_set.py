@@ -55,7 +55,7 @@ class AdapterSet(NamedTuple):
         """Of rows with these entries; what owns nothing goes through the base alone."""
         if self.alone:
             return None
-        own = self.owner[:, None] == np.array(entries)  # (R or G, B)
+        own = (self.owner[:, None] == np.array(entries)) & (self.owner >= 0)[:, None]  # (R or G, B)
         return _slots(own) if self.stacked else Columns(own.T.astype(np.float32))
 
 
