@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -83,6 +84,12 @@ class Running:
     def retrieve(self, request_id: str) -> httpx.Response:
         return self.post("retrieve_future", {"request_id": request_id})
 
+    def result(self, request_id: str) -> dict[str, Any]:
+        """What the request gives in the end, however many polls that takes."""
+        while (answer := self.retrieve(request_id)).status_code == 408:
+            pass
+        return answer.json()
+
     def session(self, **body) -> str:
         return self.post("create_session", {"tags": []} | body).json()["session_id"]
 
@@ -93,7 +100,7 @@ class Running:
             "base_model": "fake/model",
             "lora_config": {"rank": 8},
         }
-        return self.retrieve(self.post("create_model", body).json()["request_id"]).json()["model_id"]
+        return self.result(self.post("create_model", body).json()["request_id"])["model_id"]
 
 
 @contextmanager

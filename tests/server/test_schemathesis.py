@@ -46,7 +46,7 @@ def real_ids(server: Running) -> dict[str, Any]:
     body = {"session_id": session_id, "sampling_session_seq_id": 0, "base_model": "fake/model"}
     sampler = server.post("create_sampling_session", body).json()["sampling_session_id"]
     request_id = server.post("save_weights", {"model_id": model_id, "path": "kept", "seq_id": 1}).json()["request_id"]
-    path = server.retrieve(request_id).json()["path"]
+    path = server.result(request_id)["path"]
     return {
         "session_id": session_id,
         "model_id": model_id,
