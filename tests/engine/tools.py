@@ -24,16 +24,7 @@ from txlab.models.base import BaseModel
 
 def ask(engine: Engine, request: Request) -> Future:
     """Submit a request; a future of its result."""
-    future: Future = Future()
-
-    def done(result):
-        if isinstance(result, Exception):
-            future.set_exception(result)
-        else:
-            future.set_result(result)
-
-    engine.submit(request, done)
-    return future
+    return engine.ask(request)
 
 
 def answer(engine: Engine, request: Request):

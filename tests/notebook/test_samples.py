@@ -11,6 +11,7 @@ import pytest
 import tinker
 
 from tests.notebook.kernels import Kernel
+from txlab.engine.engine import Engine
 from txlab.engine.events import AdapterView
 from txlab.engine.requests import CancelSample, SampledSequence
 from txlab.notebook.errors import TxlabError
@@ -81,7 +82,7 @@ class Interrupted(Future):
 
 def test_an_interrupt_ends_the_samples(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
-    monkeypatch.setattr("txlab.notebook.samples._ask", lambda engine, request: asked.append(request) or Interrupted())
+    monkeypatch.setattr(Engine, "ask", lambda engine, request: asked.append(request) or Interrupted())
     with pytest.raises(KeyboardInterrupt):
         lab.sample("one two", max_tokens=100, stop=[])
     sample, cancelled = asked

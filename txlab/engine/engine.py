@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Items
+from concurrent.futures import Future
 from itertools import count
 
 import jax
@@ -154,6 +155,19 @@ class Engine:
                 self._wake.notify()
                 return
         done(RequestError("the engine has stopped; start the server again", "server"))
+
+    def ask(self, request: Request) -> Future[Result]:
+        """Queue ``request``; the future of its result."""
+        future: Future[Result] = Future()
+
+        def done(result: Result | Exception) -> None:
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+        self.submit(request, done)
+        return future
 
     # -------------------------------------------------------------------- engine thread
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, overload
@@ -16,9 +15,7 @@ from txlab.engine.requests import (
     CancelSample,
     DropSnapshot,
     FreezeAdapter,
-    Request,
     RequestError,
-    Result,
     Sample,
     SampledSequence,
     SampleResult,
@@ -93,7 +90,7 @@ def draw(
     try:
         validate(request, engine.limits)
         if known is not None and snapshot_id is not None:
-            _ask(engine, FreezeAdapter(known.model_id, snapshot_id)).result()
+            engine.ask(FreezeAdapter(known.model_id, snapshot_id)).result()
         result = _sampled(engine, request)
     except RequestError as error:
         problem = str(error)
@@ -102,7 +99,7 @@ def draw(
         return Samples(known.name if known else BASE, prompt, texts, result.sequences)
     finally:
         if snapshot_id is not None:
-            _ask(engine, DropSnapshot(snapshot_id))
+            engine.ask(DropSnapshot(snapshot_id))
     raise TxlabError(problem)
 
 
@@ -127,24 +124,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool) -> np.nd
 
 
 def _sampled(engine: Engine, request: Sample) -> SampleResult:
-    future = _ask(engine, request)
+    future = engine.ask(request)
     try:
         result = future.result()
     except KeyboardInterrupt:
-        _ask(engine, CancelSample(request))
+        engine.ask(CancelSample(request))
         raise
     assert isinstance(result, SampleResult)
     return result
-
-
-def _ask(engine: Engine, request: Request) -> Future[Result]:
-    future: Future[Result] = Future()
-
-    def done(result: Result | Exception) -> None:
-        if isinstance(result, Exception):
-            future.set_exception(result)
-        else:
-            future.set_result(result)
-
-    engine.submit(request, done)
-    return future

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,9 +18,7 @@ from txlab.engine.requests import (
     ForwardBackward,
     Limits,
     OptimStep,
-    Request,
     RequestError,
-    Result,
     UnloadAdapter,
 )
 from txlab.lora.state import LoraConfig
@@ -69,8 +66,8 @@ class TrainingStep:
         seq_id = 1 + 2 * self._taken
         self._taken += 1
         start = time.perf_counter()
-        passed = _ask(self._engine, ForwardBackward(self._model_id, seq_id, self._data))
-        stepped = _ask(self._engine, OptimStep(self._model_id, seq_id + 1, AdamParams()))
+        passed = self._engine.ask(ForwardBackward(self._model_id, seq_id, self._data))
+        stepped = self._engine.ask(OptimStep(self._model_id, seq_id + 1, AdamParams()))
         passed.result()
         stepped.result()
         return time.perf_counter() - start
@@ -81,21 +78,8 @@ def training_step(engine: Engine, shape: StepShape) -> Iterator[TrainingStep]:
     """A step of an adapter that is there meanwhile, beside all others. RequestError where the engine refuses it."""
     shape.check(engine.limits)
     model_id = f"bench-{secrets.token_hex(4)}"
-    _ask(engine, CreateAdapter(model_id, shape.lora, "bench")).result()
+    engine.ask(CreateAdapter(model_id, shape.lora, "bench")).result()
     try:
         yield TrainingStep(engine, model_id, shape)
     finally:
-        _ask(engine, UnloadAdapter(model_id)).result()
-
-
-def _ask(engine: Engine, request: Request) -> Future[Result]:
-    future: Future[Result] = Future()
-
-    def done(result: Result | Exception) -> None:
-        if isinstance(result, Exception):
-            future.set_exception(result)
-        else:
-            future.set_result(result)
-
-    engine.submit(request, done)
-    return future
+        engine.ask(UnloadAdapter(model_id)).result()
