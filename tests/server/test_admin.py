@@ -102,7 +102,7 @@ def test_audit_tells_what_was_done_to_checkpoints_and_projects(server, admin):
     service = server.client()
     client = train(service)
     path = client.save_state("one").result(timeout=20).path
-    service.create_training_client_from_state(path)
+    service.create_training_client_from_state(path).result(timeout=20)
     rest = tinker.RestClient(base_url=server.url, api_key=server.key)
     rest.assign_session_project(service.holder.get_session_id(), "red").result(timeout=20)
     entries = admin.get_audit_log().result(timeout=20).entries
