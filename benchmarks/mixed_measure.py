@@ -19,8 +19,9 @@ from benchmarks.measure import numpy_matmul_gflops
 from benchmarks.txlab_engine import settle
 from benchmarks.workloads import even
 from txlab.config import EngineSettings
+from txlab.engine.bus import EventBus
 from txlab.engine.engine import Engine
-from txlab.engine.events import BatchCompleted, Event, EventBus
+from txlab.engine.events import BatchCompleted, Event
 from txlab.engine.requests import (
     AdamParams,
     CreateAdapter,

@@ -11,8 +11,8 @@ import jax
 
 from benchmarks.measure import numpy_matmul_gflops, xla_matmul_gflops
 from txlab.config import EngineSettings, ModelSettings
+from txlab.engine.bus import EventBus
 from txlab.engine.engine import Engine
-from txlab.engine.events import EventBus
 from txlab.engine.requests import DropSnapshot, Request, Result
 from txlab.models.base import load_base
 

@@ -29,7 +29,7 @@ class TxlabGrpo:
             store=StoreSettings(Path(self._folder.name)),
         )
         self._lab = txlab.serve(settings=settings)
-        self._engine = self._lab._engine
+        self._engine = self._lab._serving().engine
         self._service = tinker.ServiceClient()
         self._training = self._service.create_lora_training_client(self._lab.model, rank=self._work.rank).result()
         self._sampler = self._training.save_weights_and_get_sampling_client().result()

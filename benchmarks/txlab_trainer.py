@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.txlab_engine import TxlabEngine
 from benchmarks.workloads import Work
-from txlab.engine.events import LabView
+from txlab.engine.bus import LabView
 from txlab.engine.requests import (
     AdamParams,
     CreateAdapter,

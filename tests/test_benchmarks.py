@@ -19,7 +19,8 @@ from benchmarks.txlab_trainer import TxlabTrainer, padding_share
 from benchmarks.worker import Worker, WorkerError
 from benchmarks.workloads import Row, Work, even, groups, ragged
 from tests.models.tiny import make_tiny
-from txlab.engine.events import BatchCompleted, EventBus
+from txlab.engine.bus import EventBus
+from txlab.engine.events import BatchCompleted
 from txlab.lora.state import LoraConfig
 from txlab.profiling.flops import step_flops
 

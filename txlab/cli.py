@@ -133,8 +133,8 @@ def bench(args: argparse.Namespace) -> int:
 
     Raises TxlabError where the model cannot be had or the step is too large for it.
     """
+    from txlab.engine.bus import EventBus
     from txlab.engine.engine import Engine
-    from txlab.engine.events import EventBus
     from txlab.engine.requests import RequestError
     from txlab.notebook.errors import TxlabError
     from txlab.notebook.lab import load_model

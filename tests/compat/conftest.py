@@ -16,8 +16,8 @@ import pytest
 from tests.models.tiny import make_tiny
 from tests.server.conftest import Running, serve
 from txlab.config import EngineSettings, ModelSettings, ServerSettings
+from txlab.engine.bus import EventBus
 from txlab.engine.engine import Engine
-from txlab.engine.events import EventBus
 from txlab.models.base import load_base
 
 MODEL = "Qwen/Qwen3-8B-Base"  # a name for which the cookbook knows a renderer that any tokenizer can follow

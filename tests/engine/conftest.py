@@ -10,8 +10,8 @@ import pytest
 from tests.engine.tools import Client
 from tests.models.tiny import make_tiny
 from txlab.config import EngineSettings, ModelSettings
+from txlab.engine.bus import EventBus
 from txlab.engine.engine import Engine
-from txlab.engine.events import EventBus
 from txlab.models.base import BaseModel, load_base
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from tests.engine.tools import Client, answer, datum
 from txlab.config import EngineSettings
+from txlab.engine.bus import EventBus
 from txlab.engine.compiles import watch_compiles
 from txlab.engine.engine import Engine
-from txlab.engine.events import EventBus
 from txlab.engine.requests import AdamParams, CreateAdapter, OptimStep, UnloadAdapter
 from txlab.lora.adapter import tree_bytes
 from txlab.lora.state import LoraConfig

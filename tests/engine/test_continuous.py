@@ -7,8 +7,9 @@ import pytest
 
 from tests.engine.tools import answer, ask, greedy, tokens
 from txlab.config import EngineSettings
+from txlab.engine.bus import EventBus
 from txlab.engine.engine import Engine
-from txlab.engine.events import EventBus, SampleProgress
+from txlab.engine.events import SampleProgress
 from txlab.engine.jobs import Job
 from txlab.engine.kv_cache import token_bytes
 from txlab.engine.requests import CancelSample, RequestError, Sample, SampledSequence, SampleResult, SamplingParams

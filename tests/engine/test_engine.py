@@ -10,8 +10,8 @@ import pytest
 from tests.engine.tools import Client, answer, ask, datum, greedy, tokens
 from txlab.config import EngineSettings
 from txlab.engine import engine as engine_module
+from txlab.engine.bus import EventBus
 from txlab.engine.engine import Engine
-from txlab.engine.events import EventBus
 from txlab.engine.passes import PassRun
 from txlab.engine.requests import (
     AdamParams,

@@ -14,8 +14,8 @@ from tests.engine.golden import make_peft
 from tests.engine.tools import answer, ask
 from tests.models.tiny import make_tiny
 from txlab.config import EngineSettings, ModelSettings
+from txlab.engine.bus import EventBus
 from txlab.engine.engine import Engine
-from txlab.engine.events import EventBus
 from txlab.engine.requests import AdamParams, Datum, ExportAdapter, ForwardBackward, ImportAdapter, OptimStep
 from txlab.lora.state import AdapterState, LoraConfig
 from txlab.models.base import BaseModel, load_base

@@ -11,8 +11,8 @@ import pytest
 from tests.engine.tools import Client, answer, ask, datum, greedy, log_softmax, slow_logits, tokens
 from txlab.config import EngineSettings
 from txlab.engine import decoding, sampler
+from txlab.engine.bus import EventBus
 from txlab.engine.engine import Engine
-from txlab.engine.events import EventBus
 from txlab.engine.requests import AdamParams, CancelSample, ForwardBackward, RequestError, Sample, SamplingParams
 
 _ids = (f"snapshot-{n}" for n in itertools.count())

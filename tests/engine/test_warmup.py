@@ -8,9 +8,9 @@ import pytest
 
 from tests.engine.tools import Client, datum
 from txlab.config import EngineSettings
+from txlab.engine.bus import EventBus
 from txlab.engine.compiles import watch_compiles
 from txlab.engine.engine import Engine
-from txlab.engine.events import EventBus
 from txlab.engine.requests import AdamParams
 from txlab.engine.warmup import WarmUp, rehearse
 

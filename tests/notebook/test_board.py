@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.notebook.views import decode, train
-from txlab.engine.events import EventBus
+from tests.notebook.synthetic import decode, train
+from txlab.engine.bus import EventBus
 from txlab.notebook import board as board_module
 from txlab.notebook.board import Board
 

@@ -11,12 +11,14 @@ import pytest
 import tinker
 
 from tests.notebook.kernels import Kernel
+from txlab.engine.bus import AdapterView
 from txlab.engine.engine import Engine
-from txlab.engine.events import AdapterView
 from txlab.engine.requests import CancelSample, SampledSequence
+from txlab.lora.state import LoraConfig
+from txlab.notebook.adapters import find_adapter
 from txlab.notebook.errors import TxlabError
 from txlab.notebook.lab import Lab, serve
-from txlab.notebook.samples import Samples, find_adapter
+from txlab.notebook.samples import Samples
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def test_the_base_continues_a_text(lab: Lab) -> None:
     assert (found.adapter, found.prompt, len(found)) == ("base", "one two", 3)
     assert [len(one.tokens) for one in found.drawn] == [5] * 3
     assert list(found) == list(lab.sample("one two", "base", samples=3, max_tokens=5, seed=7, stop=[]))
-    assert found[0] == lab._base.tokenizer.decode(found.drawn[0].tokens, skip_special_tokens=True)
+    assert found[0] == lab._serving().base.tokenizer.decode(found.drawn[0].tokens, skip_special_tokens=True)
 
 
 def test_an_adapter_is_sampled_as_it_is_now(lab: Lab) -> None:
@@ -92,7 +94,7 @@ def test_an_interrupt_ends_the_samples(lab: Lab, monkeypatch: pytest.MonkeyPatch
 
 def test_the_newest_adapter_of_a_name_is_taken_and_none_that_is_gone() -> None:
     def view(model_id: str, state: str = "idle") -> AdapterView:
-        return AdapterView(model_id, "twin", 8, 0, state)  # type: ignore[arg-type]
+        return AdapterView(model_id, "twin", LoraConfig(8), 0, state=state)  # type: ignore[arg-type]
 
     adapters = [view("a"), view("b"), view("c", "unloaded")]
     assert find_adapter(adapters, "twin").model_id == "b"

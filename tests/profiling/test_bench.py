@@ -13,8 +13,8 @@ import pytest
 
 from txlab import cli
 from txlab.config import EngineSettings, ModelSettings
+from txlab.engine.bus import EventBus
 from txlab.engine.engine import Engine
-from txlab.engine.events import EventBus
 from txlab.engine.requests import RequestError
 from txlab.models.base import load_base
 from txlab.profiling.bench import run_bench

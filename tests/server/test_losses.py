@@ -13,8 +13,8 @@ from tinker import types
 from tests.models.tiny import make_tiny
 from tests.server.conftest import Running, serve
 from txlab.config import EngineSettings, ModelSettings, ServerSettings
+from txlab.engine.bus import EventBus
 from txlab.engine.engine import Engine
-from txlab.engine.events import EventBus
 from txlab.models.base import load_base
 
 SUM = [

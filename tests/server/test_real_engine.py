@@ -12,8 +12,8 @@ from tinker import types
 
 from tests.server.conftest import Running, serve
 from txlab.config import EngineSettings, ModelSettings, ServerSettings
+from txlab.engine.bus import EventBus
 from txlab.engine.engine import Engine
-from txlab.engine.events import EventBus
 from txlab.models.base import load_base
 
 TOKENS = [11, 45, 97, 23, 150, 61, 88, 12, 71]

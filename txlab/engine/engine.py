@@ -14,11 +14,11 @@ import jax
 import numpy as np
 
 from txlab.config import EngineSettings
+from txlab.engine.bus import EventBus
 from txlab.engine.compiles import use_compile_cache, watch_compiles
 from txlab.engine.events import (
     AdapterCreated,
     BatchCompleted,
-    EventBus,
     PassCompleted,
     ProgramCompiled,
     SampleCompleted,
@@ -66,6 +66,8 @@ from txlab.models.mesh import replicated
 from txlab.threads import daemon_thread
 
 log = logging.getLogger(__name__)
+
+OWN_METRICS = ("loss:sum", "tokens:sum")  # of every pass; what else its loss tells is drawn by name
 
 
 class Engine:
@@ -402,7 +404,7 @@ class Engine:
         self._bus.publish(SampleProgress(key, job.model_id, job.request.prompt, tokens, logprobs, ended))
 
     def _publish_created(self, model_id: str, name: str, adapter: Adapter) -> None:
-        self._bus.publish(AdapterCreated(model_id, name, adapter.lora.rank, adapter.memory_bytes))
+        self._bus.publish(AdapterCreated(model_id, name, adapter.lora, adapter.memory_bytes, adapter.step))
 
     def _show_state(self, model_id: str, state: State | None = None, message: str = "") -> None:
         """Publish what an adapter does, if that changed; None: what its queues say."""
@@ -419,7 +421,8 @@ def pass_completed(ticket: Ticket, result: ForwardBackwardResult, seconds: float
     request = ticket.request
     assert isinstance(request, ForwardBackward)
     loss, tokens = result.metrics["loss:sum"], int(result.metrics["tokens:sum"])
-    return PassCompleted(request.model_id, loss, total_weight(request.data), tokens, seconds, request.backward)
+    others = {name.partition(":")[0]: value for name, value in result.metrics.items() if name not in OWN_METRICS}
+    return PassCompleted(request.model_id, loss, total_weight(request.data), tokens, seconds, request.backward, others)
 
 
 def as_request_error(error: Exception) -> RequestError:

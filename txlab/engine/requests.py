@@ -96,6 +96,61 @@ class UnloadAdapter:
     model_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class PauseAdapter:
+    """Let an adapter's training requests wait until it is resumed; what is on the device ends. Result: None."""
+
+    model_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeAdapter:
+    """Go on with a paused adapter; no effect on one that is not. Result: None."""
+
+    model_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopAdapter:
+    """Fail whatever runs or waits for an adapter, samples too; later requests are served again. Result: None."""
+
+    model_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RenameAdapter:
+    """Call an adapter something else. Result: None."""
+
+    model_id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class CopyAdapter:
+    """Copy an adapter as it is at this moment, whatever is queued, to host memory. Result: AdapterState."""
+
+    model_id: str
+    optimizer: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class RewindAdapter:
+    """Bring back an adapter's weights and moments of a kept ``step``; gradients are dropped. Result: None."""
+
+    model_id: str
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForkAdapter:
+    """A new adapter ``model_id`` from the weights and moments of another. Result: None."""
+
+    model_id: str
+    name: str
+    source_id: str
+    step: int | None = None  # a kept one; None: as it is now
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ForwardBackward:
     """One pass over data; ``backward=False`` computes logprobs and loss only. Result: ForwardBackwardResult."""
@@ -209,7 +264,10 @@ class CancelSample:
 TokensDrawn = Callable[[int, np.ndarray, np.ndarray], None]
 
 Sequenced = ForwardBackward | OptimStep | ExportAdapter | ImportAdapter | TakeSnapshot | SkipSeq
-Unsequenced = CreateAdapter | UnloadAdapter | FreezeAdapter | LoadSnapshot | DropSnapshot | Sample | CancelSample
+Control = PauseAdapter | ResumeAdapter | StopAdapter | RenameAdapter | CopyAdapter | RewindAdapter | ForkAdapter
+Unsequenced = (
+    CreateAdapter | UnloadAdapter | FreezeAdapter | LoadSnapshot | DropSnapshot | Sample | CancelSample | Control
+)
 Request = Sequenced | Unsequenced
 
 

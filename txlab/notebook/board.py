@@ -10,12 +10,12 @@ import logging
 import threading
 from typing import Any
 
-from txlab.engine.events import EventBus
-from txlab.notebook.frame import Decode, Frame, make_frame
+from txlab.engine.bus import EventBus
 from txlab.notebook.loops import running_kernel
-from txlab.notebook.picture import render_svg
-from txlab.notebook.style import FIT_IN_LAB
-from txlab.notebook.text import render_text
+from txlab.notebook.views.frame import Decode, Frame, make_frame
+from txlab.notebook.views.picture import render_svg
+from txlab.notebook.views.style import FIT_IN_LAB
+from txlab.notebook.views.text import render_text
 from txlab.threads import daemon_thread
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import atexit
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from html import escape
@@ -14,22 +14,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from txlab.config import ServerSettings, Settings
-from txlab.engine.events import EventBus, LabView
+from txlab.engine.bus import EventBus, LabView
 from txlab.notebook.board import Board
 from txlab.notebook.errors import TxlabError
+from txlab.notebook.exchange import Exchange
 from txlab.notebook.host import Host, bind
 from txlab.notebook.logs import LogBuffer
 from txlab.notebook.loops import choose_loop
-from txlab.notebook.text import render_table
+from txlab.notebook.losses import OwnLosses
+from txlab.notebook.samples import Sampling
+from txlab.notebook.served import Served
+from txlab.notebook.views.text import render_table
 
 if TYPE_CHECKING:
-    from txlab.engine.engine import Engine
-    from txlab.engine.user_losses import UserFunction
     from txlab.models.base import BaseModel
-    from txlab.notebook.samples import Samples
 
 
-class Lab:
+class Lab(OwnLosses, Sampling, Exchange):
     """A running server and what it serves. Made by ``txlab.serve(...)`` or ``%txserve``.
 
     ``Lab.current`` is the one that runs in this process, None where none does.
@@ -45,8 +46,6 @@ class Lab:
         self.api_key = ""
         self._log = LogBuffer()
         self._bus = EventBus()
-        self._base: BaseModel | None = None
-        self._engine: Engine | None = None
         self._board: Board | None = None
         self._started = 0.0
         self._stack = ExitStack()
@@ -78,20 +77,19 @@ class Lab:
         listener = stack.enter_context(bind(server.host, server.port))  # a taken port is told before the long wait
         self.api_key = make_api_key(server.api_key)
         stack.enter_context(self._log.capture())
-        self._base = load_model(self.settings)
+        base = load_model(self.settings)
         port = listener.getsockname()[1]
-        self._launch(listener, replace(server, port=port, api_key=self.api_key), stack)
+        self._served = self._launch(base, listener, replace(server, port=port, api_key=self.api_key), stack)
         self.url = f"http://{_in_url(server.host)}:{port}"
         stack.enter_context(environment({"TINKER_BASE_URL": self.url, "TINKER_API_KEY": self.api_key}))
 
-    def _launch(self, listener: socket.socket, server: ServerSettings, stack: ExitStack) -> None:
-        """Start the engine of the loaded model and the API over it."""
+    def _launch(self, base: BaseModel, listener: socket.socket, server: ServerSettings, stack: ExitStack) -> Served:
+        """Start the engine of a model and the API over it."""
         from txlab.engine.engine import Engine
         from txlab.server.app import create_app
         from txlab.store.store import Store
 
-        assert self._base is not None
-        self._engine = engine = Engine(self._base, self.settings.engine, self._bus)
+        engine = Engine(base, self.settings.engine, self._bus)
         store = Store(self.settings.store.root)
         stack.callback(store.close)  # after the server, which records how its sessions end
         app = create_app(engine, store, server)
@@ -102,155 +100,14 @@ class Lab:
         engine.start()
         if self.settings.engine.warm_up:
             engine.warm_up()
+        return Served(base, engine, store, app.state.server, host)
 
     def _forget(self) -> None:
         if self._board is not None:
             self._board.close()
-        self._base = self._engine = None
+        self._served = None
         Lab.current = None
         atexit.unregister(self.stop)
-
-    # --------------------------------------------------------------------------------- losses
-
-    def register_loss(
-        self,
-        name: str,
-        function: UserFunction,
-        *,
-        inputs: Sequence[str] = (),
-        optional: Mapping[str, float] | None = None,
-        options: Mapping[str, float] | None = None,
-    ) -> None:
-        """Make a JAX function a loss that every client of this lab can name: ``forward_backward(data, name)``.
-
-        It is evaluated on the device, between the forward and the backward half of one pass, where
-        ``forward_backward_custom`` needs two passes and a way to the client and back. The same name again replaces the
-        function; requests that wait get the new one. It is there until the lab stops.
-
-        ``function(logprobs, inputs, **options)`` gets one datum:
-
-        * ``logprobs`` (T,) float32, of the datum's target tokens under the adapter that trains;
-        * ``inputs``, a dict of (T,) float32 arrays of those names, and ``mask``: 1 at tokens, 0 in the padding to
-          the width T (or what a datum brings as ``mask``). Everything else is 0 in padding;
-        * its options as float32 scalars, by keyword.
-
-        It returns the datum's loss: a scalar, in which ``inputs["mask"]`` must keep padding out, or one value per
-        token (T,), of which tokens alone count. Or that and a dict of scalar metrics: ``name`` or ``name:mean`` is
-        averaged over datums, ``name:sum`` summed. As ever, losses of datums are summed, and so are gradients.
-
-        Args:
-            name: what clients give as ``loss_fn``.
-            function: pure, of ``jax.numpy``.
-            inputs: names that every datum must have in ``loss_fn_inputs`` beside ``target_tokens``.
-            optional: names that it may have, with the value at every token where it does not.
-            options: names that ``loss_fn_config`` may set, with their defaults.
-
-        Raises:
-            LossError: a ValueError that says what is wrong with the function; it was traced, and its value and
-                gradient tried on a small sample, alone and padded.
-            TxlabError: the lab is stopped.
-
-        Example:
-            A policy gradient with a penalty on the distance to the sampling policy, normalised by length::
-
-                def leashed(logprobs, inputs, beta):
-                    mask = inputs["mask"]
-                    distance = logprobs - inputs["logprobs"]
-                    loss = -jnp.exp(distance) * inputs["advantages"] + beta * distance**2
-                    length = mask.sum()
-                    return (loss * mask).sum() / length, {"distance": (distance * mask).sum() / length}
-
-                lab.register_loss("leashed", leashed, inputs=("logprobs", "advantages"), options={"beta": 0.1})
-                client.forward_backward(data, "leashed", {"beta": 0.05}).result().metrics["distance:mean"]
-        """
-        from txlab.engine.user_losses import user_loss
-
-        if self._engine is None:
-            raise TxlabError("This lab is stopped. Start it with %txserve or txlab.serve().")
-        self._engine.losses.add(user_loss(name, function, inputs, optional, options))
-
-    # -------------------------------------------------------------------------------- sampling
-
-    def sample(
-        self,
-        prompt: str,
-        adapter: str | None = None,
-        *,
-        samples: int = 1,
-        chat: bool = False,
-        max_tokens: int = 64,
-        temperature: float = 1.0,
-        top_k: int = -1,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        stop: Sequence[str | int] | None = None,
-    ) -> Samples:
-        """Continue a text with an adapter as it is now, while it trains or not; without one, with the base.
-
-        It waits until all is drawn. Interrupting the cell ends the samples too.
-
-        Args:
-            prompt: a text; with ``chat`` the user's turn of a conversation.
-            adapter: its name or run id; None or "base" is the base.
-            samples: how many continuations.
-            chat: lay the prompt out with the model's chat template.
-            max_tokens: tokens of each, at most.
-            temperature: 0 is greedy.
-            top_k: draw from so many of the likeliest tokens only; -1: all.
-            top_p: draw from the likeliest tokens that have this probability together.
-            seed: the same one gives the same texts.
-            stop: texts or token ids that end a sample; None is the model's own end.
-
-        Raises:
-            TxlabError: the lab is stopped, there is no such adapter, or an argument is out of its range.
-        """
-        from txlab.engine.requests import SamplingParams
-        from txlab.notebook.samples import draw
-
-        if self._engine is None:
-            raise TxlabError("This lab is stopped. Start it with %txserve or txlab.serve().")
-        params = SamplingParams(max_tokens, temperature, top_k, top_p, seed, None if stop is None else tuple(stop))
-        return draw(self._engine, self._bus.view().adapters, prompt, adapter, samples, params, chat)
-
-    # ------------------------------------------------------------------------------------ PEFT
-
-    def export_peft(self, path: str, folder: str | Path) -> Path:
-        """Write a checkpoint as a PEFT adapter, and return its folder: ``PeftModel.from_pretrained`` loads it.
-
-        ``path`` is a ``tinker://`` path of any kind. An adapter that lies in ``folder`` already is replaced.
-        Raises TxlabError where there is no such checkpoint, or the folder cannot be written.
-        """
-        from txlab.store.checkpoints import CheckpointError, Checkpoints
-
-        folder = Path(folder).expanduser()
-        try:
-            files = Checkpoints(self.settings.store.root).peft_files(path)
-            folder.mkdir(parents=True, exist_ok=True)
-            for name, data in files.items():
-                (folder / name).write_bytes(data)
-        except (CheckpointError, OSError) as error:
-            raise TxlabError(str(error)) from None
-        return folder
-
-    def import_peft(self, folder: str | Path, name: str) -> str:
-        """Read a PEFT adapter of this lab's model into a checkpoint, and return its path.
-
-        ``create_training_client_from_state`` trains on from it, ``create_sampling_client`` samples with it.
-        Raises TxlabError where the lab is stopped, the name is taken, or the adapter is none that this lab can hold:
-        plain LoRA on all projections of the attention, of the MLP or of the output.
-        """
-        from txlab.lora.peft import PeftError, from_peft
-        from txlab.store.checkpoint_info import Address
-        from txlab.store.checkpoints import CheckpointError, Checkpoints
-
-        if self._base is None:
-            raise TxlabError("This lab is stopped. Start it with %txserve or txlab.serve().")
-        try:
-            state = from_peft(Path(folder).expanduser(), self._base.config)
-            address = Address("peft", "weights", name)
-            return Checkpoints(self.settings.store.root).write(address, state, base_model=self._base.name).path
-        except (CheckpointError, PeftError) as error:
-            raise TxlabError(str(error)) from None
 
     # -------------------------------------------------------------------------------- looking
 
@@ -267,7 +124,7 @@ class Lab:
     def status(self) -> Status:
         """What runs and what it does, at this moment."""
         seconds = time.monotonic() - self._started if self.running else 0.0
-        batches = (0, 0) if self._engine is None else self._engine.micro_batches
+        batches = (0, 0) if self._served is None else self._served.engine.micro_batches
         return Status(self.running, self.model, self.url, self.loop, seconds, self._bus.view(), *batches)
 
     def profile(self, rows: int = 8, length: int = 128, rank: int = 32, keep: str | Path | None = None) -> str:
@@ -284,11 +141,10 @@ class Lab:
         from txlab.profiling.report import render_profile
         from txlab.profiling.workload import StepShape
 
-        if self._engine is None:
-            raise TxlabError("This lab is stopped. Start it with %txserve or txlab.serve().")
+        engine = self._serving().engine
         folder = None if keep is None else Path(keep).expanduser()
         try:
-            return render_profile(run_profile(self._engine, StepShape(rows, length, rank), folder))
+            return render_profile(run_profile(engine, StepShape(rows, length, rank), folder))
         except (RequestError, RuntimeError) as error:
             problem = str(error)
         raise TxlabError(problem)  # here, so that a kernel that keeps its last error does not keep the engine
@@ -302,11 +158,9 @@ class Lab:
 
         Raises TxlabError where the lab is stopped.
         """
-        if self._base is None:
-            raise TxlabError("This lab is stopped. Start it with %txserve or txlab.serve().")
+        tokenizer = self._serving().base.tokenizer
         if self._board is not None:
             self._board.close()
-        tokenizer = self._base.tokenizer
         self._board = Board(self._bus, lambda tokens: str(tokenizer.decode(list(tokens))), self.model, self.url)
         self._board.show()
         return self._board

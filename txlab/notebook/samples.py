@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
-from txlab.engine.events import AdapterView
+from txlab.engine.bus import AdapterView
 from txlab.engine.requests import (
     CancelSample,
     DropSnapshot,
@@ -22,7 +22,9 @@ from txlab.engine.requests import (
     SamplingParams,
 )
 from txlab.engine.validation import validate
+from txlab.notebook.adapters import find_adapter
 from txlab.notebook.errors import TxlabError
+from txlab.notebook.served import LabPart
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,6 +72,46 @@ class Samples(Sequence[str]):
         return [f"{self.adapter} · {len(one.tokens)} tokens · {one.stop_reason}" for one in self.drawn]
 
 
+class Sampling(LabPart):
+    """Texts straight from the engine."""
+
+    def sample(
+        self,
+        prompt: str,
+        adapter: str | None = None,
+        *,
+        samples: int = 1,
+        chat: bool = False,
+        max_tokens: int = 64,
+        temperature: float = 1.0,
+        top_k: int = -1,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str | int] | None = None,
+    ) -> Samples:
+        """Continue a text with an adapter as it is now, while it trains or not; without one, with the base.
+
+        It waits until all is drawn. Interrupting the cell ends the samples too.
+
+        Args:
+            prompt: a text; with ``chat`` the user's turn of a conversation.
+            adapter: its name or run id; None or "base" is the base.
+            samples: how many continuations.
+            chat: lay the prompt out with the model's chat template.
+            max_tokens: tokens of each, at most.
+            temperature: 0 is greedy.
+            top_k: draw from so many of the likeliest tokens only; -1: all.
+            top_p: draw from the likeliest tokens that have this probability together.
+            seed: the same one gives the same texts.
+            stop: texts or token ids that end a sample; None is the model's own end.
+
+        Raises:
+            TxlabError: the lab is stopped, there is no such adapter, or an argument is out of its range.
+        """
+        params = SamplingParams(max_tokens, temperature, top_k, top_p, seed, None if stop is None else tuple(stop))
+        return draw(self._serving().engine, self._bus.view().adapters, prompt, adapter, samples, params, chat)
+
+
 def draw(
     engine: Engine,
     adapters: Sequence[AdapterView],
@@ -101,16 +143,6 @@ def draw(
         if snapshot_id is not None:
             engine.ask(DropSnapshot(snapshot_id))
     raise TxlabError(problem)
-
-
-def find_adapter(adapters: Sequence[AdapterView], name: str) -> AdapterView:
-    """The newest of that name or run id. Raises TxlabError, which lists those that there are."""
-    there = [one for one in adapters if one.state != "unloaded"]
-    found = [one for one in there if name in (one.name, one.model_id)]
-    if not found:
-        names = ", ".join(dict.fromkeys(repr(one.name or one.model_id) for one in there)) or "none yet"
-        raise TxlabError(f"There is no adapter {name!r}. Adapters: {names}; without a name the base is sampled.")
-    return found[-1]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool) -> np.ndarray:

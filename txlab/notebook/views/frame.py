@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from txlab.engine.events import LabView, LiveSample, SampleCompleted
+from txlab.engine.bus import LabView, LiveSample
+from txlab.engine.events import SampleCompleted
 
 PROMPT_TOKENS = 96  # the end of a prompt says what was asked; the rest would not fit
 SAMPLE_TOKENS = 192

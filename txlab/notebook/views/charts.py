@@ -9,7 +9,7 @@ from html import escape
 
 import numpy as np
 
-from txlab.notebook.text import number
+from txlab.notebook.views.text import number
 
 LOG_RATIO = 30.0  # of the largest to the smallest value, from which on a log axis shows more
 LABEL_GAP = 14.0  # px between labels at the ends of the curves
@@ -49,7 +49,7 @@ class Axis:
         return ((np.log10(values) if self.log else values) - low) / (high - low)
 
 
-def curve(name: str, color: str, points: Sequence[tuple[float, float]]) -> Curve:
+def curve(name: str, color: str, points: np.ndarray) -> Curve:
     """A curve of the finite points among ``points``."""
     array = np.asarray(points, np.float64).reshape(-1, 2)
     return Curve(name, color, array[np.isfinite(array).all(axis=1)])

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from txlab.engine.bus import EventBus
 from txlab.engine.events import (
     AdapterCreated,
-    EventBus,
     PassCompleted,
     SampleCompleted,
     SampleProgress,
     StateChanged,
     StepCompleted,
 )
+from txlab.lora.state import LoraConfig
 
 
 def decode(tokens: Sequence[int]) -> str:
@@ -29,7 +30,7 @@ def encode(text: str) -> np.ndarray:
 
 def train(bus: EventBus, name: str, steps: int, loss: float = 4.0) -> None:
     """An adapter that learns for ``steps`` steps and is idle then."""
-    bus.publish(AdapterCreated(name, name, 16, 12_345_678))
+    bus.publish(AdapterCreated(name, name, LoraConfig(16), 12_345_678))
     for step in range(1, steps + 1):
         bus.publish(PassCompleted(name, loss * 0.9**step * 10, 10.0, 100, 0.05, True))
         bus.publish(StepCompleted(name, step, 1e-4, 1.0, 12_345_678))

@@ -6,21 +6,21 @@ import threading
 
 import numpy as np
 
+from txlab.engine.bus import EventBus
 from txlab.engine.events import (
     AdapterCreated,
-    EventBus,
     PassCompleted,
     ProgramCompiled,
     SampleCompleted,
     SampleProgress,
-    Series,
     StateChanged,
     StepCompleted,
 )
+from txlab.lora.state import LoraConfig
 
 
 def trained(bus, steps, model="m"):
-    bus.publish(AdapterCreated(model, "one", 8, 100))
+    bus.publish(AdapterCreated(model, "one", LoraConfig(8), 100))
     for step in range(1, steps + 1):
         bus.publish(PassCompleted(model, loss=30.0 / step, weight=10.0, tokens=20, seconds=0.5, backward=True))
         bus.publish(PassCompleted(model, loss=10.0 / step, weight=10.0, tokens=20, seconds=0.5, backward=True))
@@ -31,7 +31,9 @@ def test_loss_is_per_weight_over_all_passes_of_a_step():
     bus = EventBus()
     trained(bus, 4)
     (adapter,) = bus.view().adapters
-    np.testing.assert_allclose(adapter.curves["loss"], [(1, 2.0), (2, 1.0), (3, 2 / 3), (4, 0.5)])
+    np.testing.assert_allclose(
+        adapter.curves["loss"][:, [0, 1, 3]], [(1, 40, 2.0), (2, 80, 1.0), (3, 120, 2 / 3), (4, 160, 0.5)]
+    )
     assert (adapter.step, adapter.tokens, adapter.tokens_per_second, adapter.memory_bytes) == (4, 160, 40.0, 400)
 
 
@@ -51,17 +53,6 @@ def test_a_view_is_a_copy():
     assert before.adapters[0].state == "idle"
     assert before.adapters[0].step == 1
     assert bus.view().adapters[0].state == "training"
-
-
-def test_series_are_bounded_and_keep_first_and_last():
-    series = Series(limit=64)
-    for x in range(10_000):
-        series.append(x, -x)
-    assert len(series.points) <= 64
-    assert series.points[0] == (0, 0)
-    assert series.points[-1] == (9999, -9999)
-    xs = [x for x, _ in series.points]
-    assert xs == sorted(xs)
 
 
 def test_samples_are_bounded_and_newest_first():

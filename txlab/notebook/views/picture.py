@@ -5,11 +5,11 @@ from __future__ import annotations
 import unicodedata
 from html import escape
 
-from txlab.engine.events import AdapterView
-from txlab.notebook.charts import Box, curve, draw_chart
-from txlab.notebook.frame import Excerpt, Frame
-from txlab.notebook.style import COLORS, stylesheet
-from txlab.notebook.text import COLUMNS, cells, compiles, flat, hidden_note, sample_note, visible
+from txlab.engine.bus import LOSS, AdapterView
+from txlab.notebook.views.charts import Box, curve, draw_chart
+from txlab.notebook.views.frame import Excerpt, Frame
+from txlab.notebook.views.style import COLORS, stylesheet
+from txlab.notebook.views.text import COLUMNS, cells, compiles, flat, hidden_note, sample_note, visible
 
 WIDTH = 920
 PAD = 24
@@ -100,7 +100,9 @@ def _chart(frame: Frame, y: float) -> tuple[list[str], float]:
     if not frame.view.adapters:
         return [], y
     colors = _colors(frame)
-    curves = [curve(a.name, colors[a.model_id], a.curves.get("loss", ())) for a in frame.view.adapters]
+    curves = [
+        curve(a.name, colors[a.model_id], a.curves[LOSS][:, [0, 3]]) for a in frame.view.adapters if LOSS in a.curves
+    ]
     box = Box(PAD + 44, y + 44, WIDTH - 2 * PAD - 44 - 56, CHART_HEIGHT)
     return draw_chart(curves, box, labels=len(curves) <= MAX_LABELLED), y + CHART_HEIGHT + 100
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from txlab.engine.events import AdapterView
-from txlab.notebook.frame import Excerpt, Frame
+from txlab.engine.bus import LOSS, AdapterView
+from txlab.notebook.views.frame import Excerpt, Frame
 
 COLUMNS = ("adapter", "rank", "step", "loss", "tokens/s", "memory", "state")
 MAX_ROWS = 16
@@ -17,7 +17,7 @@ _BUSY = ("training", "sampling", "queued", "failed")
 def render_text(frame: Frame) -> str:
     """The whole board as text."""
     parts = [headline(frame), render_table(frame.view.adapters)]
-    parts += [_sparkline_row(adapter) for adapter in visible(frame.view.adapters) if adapter.curves.get("loss")]
+    parts += [_sparkline_row(adapter) for adapter in visible(frame.view.adapters) if LOSS in adapter.curves]
     parts += [_sample_line(excerpt) for excerpt in frame.excerpts]
     return "\n".join(parts)
 
@@ -99,7 +99,7 @@ def memory(count: int) -> str:
 
 
 def _sparkline_row(adapter: AdapterView) -> str:
-    losses = [y for _, y in adapter.curves["loss"] if math.isfinite(y)]
+    losses = [y for y in adapter.curves[LOSS][:, -1].tolist() if math.isfinite(y)]
     if not losses:
         return f"{adapter.name}: no finite loss"
     return f"{adapter.name}  loss {number(losses[0])} {sparkline(losses)} {number(losses[-1])}"

@@ -6,11 +6,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.notebook.views import decode, sample, stream, train
-from txlab.engine.events import EventBus, StateChanged
-from txlab.notebook.frame import Frame, make_frame
-from txlab.notebook.picture import render_svg, wrap
-from txlab.notebook.text import memory, number, render_text, sparkline
+from tests.notebook.synthetic import decode, sample, stream, train
+from txlab.engine.bus import EventBus
+from txlab.engine.events import StateChanged
+from txlab.notebook.views.frame import Frame, make_frame
+from txlab.notebook.views.picture import render_svg, wrap
+from txlab.notebook.views.text import memory, number, render_text, sparkline
 
 EVIL = "<script>alert('&')</script>"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from txlab.notebook.charts import Box, curve, draw_chart, spread, step_axis, thin, value_axis
+from txlab.notebook.views.charts import Box, curve, draw_chart, spread, step_axis, thin, value_axis
 
 BOX = Box(40, 20, 400, 200)
 
