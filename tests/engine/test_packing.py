@@ -60,12 +60,21 @@ def test_windows_are_powers_of_two_side_by_side_within_the_budget():
         assert end <= 1024
 
 
-def test_rows_of_blocks_are_joined():
+def test_sequences_lie_side_by_side_across_blocks():
     (batch,) = pack(items([100] * 7 + [300]), 2048)
-    assert shapes(batch) == [(512, (1, 2, 3, 2)), (512, (1,) * 4), (128, (1,))], "two beside the longest, then five"
+    assert shapes(batch) == [(512, (1, 2, 3, 2)), (512, (1, 2, 2, 2))], "two beside the longest, then five"
     (batch,) = pack(items([300, 20, 130, 250, 100]), 2048)
-    assert shapes(batch) == [(512, (1, 2, 3, 2)), (256, (1, 2)), (128, (1,))], "450 in the first row"
+    assert shapes(batch) == [(512, (1, 2, 3, 2)), (256, (1, 2)), (128, (1,))], "450 in the first window"
+    (batch,) = pack(items([79] * 12), 1024)
+    assert shapes(batch) == [(512, (1, 2, 2, 2))] * 2, "six in each"
     assert all(shapes(b) == [(128, (1,))] for b in pack(items([90] * 5), 128)), "none is joined"
+
+
+def test_a_half_and_a_quarter_of_a_window_where_they_do():
+    (batch,) = pack(items([75] * 4), 1024)
+    assert shapes(batch) == [(256, (1, 2)), (128, (1,))]
+    (batch,) = pack(items([75] * 3 + [90] * 2), 1024)
+    assert shapes(batch) == [(512, (1, 2, 2, 2))], "what a half leaves needs more than a quarter"
 
 
 @pytest.mark.parametrize("streams", [1, 2])
@@ -119,7 +128,7 @@ def test_a_sequence_longer_than_the_budget_gets_a_batch_of_its_own():
 
 def test_short_sequences_of_one_adapter_share_windows():
     (batch,) = pack(items([25] * 7), 1024)
-    assert shapes(batch) == [(256, (1, 1))], "five and two"
+    assert shapes(batch) == [(128, (1,)), (64, (1,))], "five and two"
     (alone,) = pack(items([25]), 1024)
     assert shapes(alone) == [(64, (1,))], "one short sequence is not padded to a wide window"
     (apart,) = pack(items([25] * 3, [0, 1, 1]), 1024)

@@ -1,15 +1,15 @@
 """Training sequences to device batches: a flat run of positions, cut into windows of a few widths.
 
-A window holds sequences of one adapter; segment ids keep them apart. Each lies in a row of blocks of attention, as many
-as a power of two, short sequences side by side, and rows are joined. A window's layers cost what its width costs, at
-its adapter's own rank. The head sees no windows: ``head_slices`` gathers the positions that matter, of one adapter and
-loss, those that get a gradient apart from those that do not. NumPy only.
+A window holds sequences of one adapter, one after the other; segment ids keep them apart. Its layers cost what its
+width costs, at its adapter's own rank, and its attention the blocks over which its sequences stretch. The head sees no
+windows: ``head_slices`` gathers the positions that matter, of one adapter and loss, those that get a gradient apart
+from those that do not. NumPy only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate, groupby
 
 import numpy as np
@@ -143,25 +143,12 @@ def bucket(n: int, least: int = 1) -> int:
     return max(least, 1 << (n - 1).bit_length())
 
 
-@dataclass(slots=True, eq=False)
-class _Row:
-    """Sequences of one adapter that lie side by side."""
-
-    blocks: int
-    items: list[Item] = field(default_factory=list)
-    used: int = 0
-
-    def add(self, item: Item) -> None:
-        self.items.append(item)
-        self.used += len(item)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Filled:
-    """A window before it has a place: its rows in the order in which they lie."""
+    """A window before it has a place: its sequences in the order in which they lie."""
 
     width: int
-    rows: Sequence[_Row]
+    items: Sequence[Item]
 
 
 def pack(items: Sequence[Item], budget: int, streams: int = 1) -> Iterator[TrainBatch]:
@@ -170,56 +157,32 @@ def pack(items: Sequence[Item], budget: int, streams: int = 1) -> Iterator[Train
     Batches are left emptier where they would be fewer than ``streams``.
     """
     by_adapter = sorted(items, key=lambda item: (item.adapter, -len(item)))
-    rows = [_rows(own) for _, own in groupby(by_adapter, key=lambda item: item.adapter)]
-    share = BLOCK * -(-sum(row.blocks for own in rows for row in own) // streams)
-    room = min(budget, share)
+    owned = [list(own) for _, own in groupby(by_adapter, key=lambda item: item.adapter)]
+    positions = sum(window.width for own in owned for window in _windows(own, min(JOINED, _floor(budget))))
+    room = min(budget, BLOCK * -(-positions // (streams * BLOCK)))
     batch: list[_Filled] = []
     used = 0
-    for own in rows:
-        for window in _windows(own, min(JOINED, _floor(room)) // BLOCK):
-            if batch and used + window.width > room:
-                yield _batch(batch, max(budget, used))
-                batch, used = [], 0
-            batch.append(window)
-            used += window.width
+    for window in (window for own in owned for window in _windows(own, min(JOINED, _floor(room)))):
+        if batch and used + window.width > room:
+            yield _batch(batch, max(budget, used))
+            batch, used = [], 0
+        batch.append(window)
+        used += window.width
     if batch:
         yield _batch(batch, max(budget, used))
 
 
-def _windows(rows: Sequence[_Row], most: int) -> Iterator[_Filled]:
-    """Windows of a power of two of blocks that the rows fill, of ``most`` where no row is longer."""
-    for group in _fit(rows, most):
-        while group:
-            size = max(group[0].blocks, _floor(sum(row.blocks for row in group)))
-            now = _fit(group, size)[0]
-            group = [row for row in group if row not in now]
-            yield _Filled(BLOCK * size if size > 1 else bucket(now[0].used, MIN_WIDTH), now)
-
-
-def _rows(items: Iterable[Item]) -> list[_Row]:
-    """First fit of the sequences, the longest first."""
-    rows: list[_Row] = []
-    for item in items:
-        row = next((row for row in rows if row.blocks * BLOCK - row.used >= len(item)), None)
-        if row is None:
-            row = _Row(bucket(-(-len(item) // BLOCK)))
-            rows.append(row)
-        row.add(item)
-    return rows
-
-
-def _fit(rows: Sequence[_Row], most: int) -> list[list[_Row]]:
-    """First fit of the rows, the longest first, into bins of ``most`` blocks; a longer one has a bin of its own."""
-    bins: list[list[_Row]] = []
-    free: list[int] = []
-    for row in sorted(rows, key=lambda row: -row.blocks):
-        number = next((n for n, left in enumerate(free) if left >= row.blocks), len(bins))
-        if number == len(bins):
-            bins.append([])
-            free.append(most)
-        bins[number].append(row)
-        free[number] -= row.blocks
-    return bins
+def _windows(items: list[Item], most: int) -> Iterator[_Filled]:
+    """First fit of one adapter's sequences, the longest first, into windows of ``most`` where none is longer."""
+    while items:
+        width = max(bucket(len(items[0])), min(most, bucket(_tokens(items))))
+        fitting, rest = _fit(items, width)
+        if not rest and len(items[0]) <= width // 2:
+            first, second = _fit(items, width // 2)
+            if _tokens(second) <= width // 4 and width // 4 >= MIN_WIDTH:  # half and a quarter do
+                fitting, rest = first, second
+        yield _Filled(bucket(_tokens(fitting), MIN_WIDTH), fitting)
+        items = rest
 
 
 def _floor(n: int) -> int:
@@ -227,16 +190,28 @@ def _floor(n: int) -> int:
     return 1 << (n.bit_length() - 1)
 
 
+def _fit(items: Sequence[Item], width: int) -> tuple[list[Item], list[Item]]:
+    """Those that find room in ``width``, taken in order, and the others."""
+    fitting: list[Item] = []
+    rest: list[Item] = []
+    for item in items:
+        fits = len(item) <= width
+        (fitting if fits else rest).append(item)
+        width -= len(item) if fits else 0
+    return fitting, rest
+
+
+def _tokens(items: Iterable[Item]) -> int:
+    return sum(map(len, items))
+
+
 def _batch(filled: Sequence[_Filled], size: int) -> TrainBatch:
     tokens, positions, segment_ids = (np.zeros(size, np.int32) for _ in range(3))
     windows, placements = [], []
     start = 0
     for window in filled:
-        at, of_window = start, []
-        for row in window.rows:
-            ends = accumulate(map(len, row.items), initial=at)
-            of_window += [Placement(item, begin) for item, begin in zip(row.items, ends, strict=False)]
-            at += row.blocks * BLOCK
+        starts = accumulate(map(len, window.items), initial=start)
+        of_window = [Placement(item, at) for item, at in zip(window.items, starts, strict=False)]
         for number, placement in enumerate(of_window):
             tokens[placement.span] = placement.item.datum.tokens
             positions[placement.span] = np.arange(len(placement.item))
