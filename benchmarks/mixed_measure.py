@@ -10,13 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import count, islice
 
 import numpy as np
 
 from benchmarks.measure import numpy_matmul_gflops
-from benchmarks.txlab_engine import settle
 from benchmarks.workloads import even
 from txlab.config import EngineSettings
 from txlab.engine.bus import EventBus
@@ -28,7 +26,6 @@ from txlab.engine.requests import (
     Datum,
     ForwardBackward,
     OptimStep,
-    Request,
     Result,
     Sample,
     SamplingParams,
@@ -67,13 +64,13 @@ class Subject:
         self._data = tuple(Datum(t[:-1].astype(np.int32), t[1:].astype(np.int32)) for t in texts)
         self._prompts = np.random.default_rng(0)
         self._seq_ids = count(1)
-        self._submit(CreateAdapter("trained", LoraConfig(WORK.ranks[0], seed=0), "trained")).result()
-        self._submit(TakeSnapshot("trained", next(self._seq_ids), "sampled")).result()
+        self._engine.ask(CreateAdapter("trained", LoraConfig(WORK.ranks[0], seed=0), "trained")).result()
+        self._engine.ask(TakeSnapshot("trained", next(self._seq_ids), "sampled")).result()
 
     def train(self) -> tuple[Future[Result], Future[Result]]:
         """One round: forward_backward and optim_step."""
         passed = self._forward_backward()
-        return passed, self._submit(OptimStep("trained", next(self._seq_ids), AdamParams(learning_rate=1e-4)))
+        return passed, self._engine.ask(OptimStep("trained", next(self._seq_ids), AdamParams(learning_rate=1e-4)))
 
     def micro_batch_seconds(self) -> float:
         """Seconds of a lone forward_backward, over the times that the device was given micro-batches for it."""
@@ -85,7 +82,7 @@ class Subject:
     def sample(self) -> Future[Result]:
         """A short sample for a prompt of its own."""
         prompt = self._prompts.integers(self._vocab_size, size=PROMPT, dtype=np.int32)
-        return self._submit(Sample("sampled", prompt, 1, SAMPLED))
+        return self._engine.ask(Sample("sampled", prompt, 1, SAMPLED))
 
     @property
     def programs(self) -> int:
@@ -97,12 +94,7 @@ class Subject:
         self._engine.stop()
 
     def _forward_backward(self) -> Future[Result]:
-        return self._submit(ForwardBackward("trained", next(self._seq_ids), self._data))
-
-    def _submit(self, request: Request) -> Future[Result]:
-        future: Future[Result] = Future()
-        self._engine.submit(request, partial(settle, future))
-        return future
+        return self._engine.ask(ForwardBackward("trained", next(self._seq_ids), self._data))
 
 
 # ------------------------------------------------------------------------------------- measuring

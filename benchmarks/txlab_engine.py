@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -48,22 +47,11 @@ class TxlabEngine:
 
     def _submit(self, requests: Sequence[Request]) -> list[Future[Result]]:
         """Hand over requests from the engine's own thread, so that it finds them together, as a busy engine would."""
-        futures: list[Future[Result]] = [Future() for _ in requests]
-
-        def submit(_: Result | Exception) -> None:
-            for request, future in zip(requests, futures, strict=True):
-                self._engine.submit(request, partial(settle, future))
-
-        self._engine.submit(DropSnapshot("none"), submit)
-        return futures
+        asked: Future[list[Future[Result]]] = Future()
+        self._engine.submit(
+            DropSnapshot("none"), lambda _: asked.set_result([self._engine.ask(request) for request in requests])
+        )
+        return asked.result()
 
     def _count_cache_hit(self, event: str, **_: str | int) -> None:
         self._cache_hits += event == CACHE_HIT
-
-
-def settle(future: Future[Result], result: Result | Exception) -> None:
-    """Give a future its result, or the exception."""
-    if isinstance(result, Exception):
-        future.set_exception(result)
-    else:
-        future.set_result(result)
