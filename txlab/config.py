@@ -48,6 +48,7 @@ class EngineSettings:
     cache_bytes: int = 2 << 30  # most memory of the KV cache
     prefix_bytes: int = 512 << 20  # most memory of prompts and conversations that are kept to be continued
     snapshot_bytes: int = 2 << 30  # most memory of snapshots; the least recently used go first
+    kept_bytes: int = 1 << 30  # most host memory of past steps to rewind to; the oldest go first; 0: keep none
     max_rank: int = 256
     warm_up: bool = True  # the lab compiles likely programs ahead, while it is idle
     compile_cache: Path | None = field(default_factory=lambda: default_cache() / "xla")

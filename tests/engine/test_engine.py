@@ -12,10 +12,12 @@ from txlab.config import EngineSettings
 from txlab.engine import engine as engine_module
 from txlab.engine.bus import EventBus
 from txlab.engine.engine import Engine
+from txlab.engine.events import StateChanged
 from txlab.engine.passes import PassRun
 from txlab.engine.requests import (
     AdamParams,
     CreateAdapter,
+    DropSnapshot,
     ExportAdapter,
     ForwardBackward,
     ImportAdapter,
@@ -146,6 +148,18 @@ def test_events_tell_the_story_of_an_adapter(engine, bus, client: Client):
     assert adapter.memory_bytes > 0
     mine = [s for s in view.samples if s.model_id == client.model_id]
     assert [len(s.tokens) for s in mine] == [3, 3]
+
+
+def test_samples_that_outlive_their_adapter_do_not_bring_it_back(engine, bus, client: Client):
+    states = []
+    end = bus.listen(lambda event: states.append(event.state) if isinstance(event, StateChanged) else None)
+    sampling = ask(engine, Sample(client.snapshot("outlives"), tokens(4), 1, greedy(200)))
+    answer(engine, UnloadAdapter(client.model_id))
+    sampling.result(120)
+    answer(engine, DropSnapshot("outlives"))
+    end()
+    assert states[-1] == "unloaded"
+    assert client.model_id not in engine._states
 
 
 def test_the_second_step_compiles_nothing(client: Client, bus):

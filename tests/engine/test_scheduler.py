@@ -115,6 +115,53 @@ def test_closing_returns_what_was_queued():
         q.add(fb("a", 2))
 
 
+def test_nothing_of_a_paused_model_is_handed_out():
+    q = Queue("a", "b")
+    first = q.add(fb("a", 1))
+    assert q.passes() == [("a", 1)]
+    q.scheduler.pause("a")
+    for request in (fb("a", 2), step("a", 3), fb("b", 1)):
+        q.add(request)
+    assert q.passes() == [("b", 1)]
+    q.scheduler.finish([first])
+    assert (q.passes(), q.barrier(), q.scheduler.ready) == ([], None, False)
+    assert (q.scheduler.paused("a"), q.scheduler.paused("b"), q.scheduler.queued("a")) == (True, False, 2)
+    q.scheduler.resume("a")
+    assert q.scheduler.ready
+    assert q.passes() == [("a", 2)]
+
+
+def test_a_paused_barrier_waits_too():
+    q = Queue("a")
+    q.add(step("a", 1))
+    q.scheduler.pause("a")
+    assert q.barrier() is None
+    q.scheduler.resume("a")
+    assert q.barrier() == ("a", 1)
+
+
+def test_what_was_stopped_is_not_waited_for():
+    q = Queue("a")
+    q.scheduler.pause("a")
+    tickets = [q.add(fb("a", 1)), q.add(fb("a", 3)), q.add(step("a", 4))]
+    assert q.scheduler.stop("a") == tickets
+    assert not q.scheduler.paused("a")
+    assert q.scheduler.queued("a") == 0
+    with pytest.raises(RequestError, match="seq_id 2 of 'a' was used before, or belongs to a run that was stopped"):
+        q.add(fb("a", 2))
+    q.add(fb("a", 5))
+    assert q.passes() == [("a", 5)]
+    assert q.scheduler.stop("a") == [], "nothing waits"
+    q.add(fb("a", 6))
+    assert q.passes() == [("a", 6)]
+
+
+@pytest.mark.parametrize("control", ["pause", "resume", "stop"])
+def test_models_that_are_not_there_cannot_be_steered(control):
+    with pytest.raises(RequestError, match="no model 'x'"):
+        getattr(Queue("a").scheduler, control)("x")
+
+
 @pytest.mark.parametrize("module", ["scheduler", "requests", "losses", "events", "packing", "validation"])
 def test_modules_of_order_import_without_jax(module):
     code = f"import sys, txlab.engine.{module}; sys.exit('jax' in sys.modules)"

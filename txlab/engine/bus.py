@@ -1,86 +1,52 @@
 """A bounded bus and per-adapter history: all that a widget may see of the engine.
 
-The engine thread publishes (an append under a lock, no formatting); any other thread reads a consistent
-copy. Memory is bounded, whatever is published.
+The engine thread publishes (an append under a lock, no formatting); any other thread reads a consistent copy, and one
+that is slow holds nobody up. However much is published, memory grows with the number of loaded adapters alone.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 
+from txlab.engine.adapter_history import GRAD_NORM, LEARNING_RATE, LOSS, AdapterHistory, AdapterView, Point
 from txlab.engine.events import (
     AdapterCreated,
-    AdapterRenamed,
-    AdapterRewound,
     BatchCompleted,
     EngineLoad,
     Event,
-    MetricsLogged,
-    PassCompleted,
     ProgramCompiled,
     SampleCompleted,
     SampleProgress,
-    State,
     StateChanged,
-    StepCompleted,
-    StepsKept,
 )
-from txlab.engine.series import Series
-from txlab.lora.state import LoraConfig
+from txlab.engine.series import Tail
+
+__all__ = ["GRAD_NORM", "LEARNING_RATE", "LOSS", "AdapterView", "EventBus", "LabView", "LiveSample", "Point"]
 
 log = logging.getLogger(__name__)
 
-MAX_METRICS = 64  # curves of one adapter; names beyond that are not followed
-LOSS, GRAD_NORM, LEARNING_RATE = "loss", "grad_norm", "learning_rate"  # what every adapter has a curve of
+T = TypeVar("T")
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class AdapterView:
-    """What is known of one adapter. ``loss`` is per unit of weight (per trained token), by optimizer step."""
-
-    model_id: str
-    name: str
-    lora: LoraConfig
-    memory_bytes: int  # on the device
-    created: float = 0.0  # seconds since the epoch
-    state: State = "idle"
-    message: str = ""
-    step: int = 0
-    learning_rate: float | None = None
-    grad_norm: float | None = None  # of the last step, before clipping
-    tokens: int = 0  # trained so far
-    tokens_per_second: float | None = None  # of the last training pass
-    loss: float | None = None
-    kept_steps: tuple[int, ...] = ()  # that it can be rewound to or forked from
-    host_bytes: int = 0  # of these steps
-    curves: Mapping[str, np.ndarray] = field(default_factory=dict)  # name -> (n, 4), see series.COLUMNS
-
-    @property
-    def rank(self) -> int:
-        """Of its low-rank factors."""
-        return self.lora.rank
-
-    @property
-    def owner(self) -> str:
-        """The session that it belongs to."""
-        return self.model_id.partition(":")[0]
+MAX_UNLOADED = 64  # adapters that are remembered after they were unloaded
+STREAMED_TOKENS = 1024  # of a sequence that is being sampled
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LiveSample:
-    """A sequence that is being sampled, as far as it is."""
+    """A sequence that is being sampled, as far as it is: the newest of its tokens."""
 
     model_id: str | None
     prompt: np.ndarray  # (P,) int32
     tokens: np.ndarray  # (n,) int32
     logprobs: np.ndarray  # (n,) float32
+    drawn: int  # tokens so far, those too that are not here any more
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,46 +70,48 @@ class LabView:
 
 
 class EventBus:
-    """Where the engine publishes and everybody else looks."""
+    """Where the engine publishes and everybody else looks. Any thread may call it.
 
-    def __init__(self, samples: int = 64):
+    It keeps the histories of all loaded adapters and of the last ``unloaded`` others, the last ``samples`` sequences,
+    and of as many that are being sampled the newest tokens.
+    """
+
+    def __init__(self, samples: int = 64, unloaded: int = MAX_UNLOADED):
         self._changed = threading.Condition()
         self._version = 0
-        self._adapters: dict[str, _History] = {}
+        self._adapters: dict[str, AdapterHistory] = {}
+        self._unloaded: dict[str, None] = {}  # model ids, the first to go first
+        self._most_unloaded = unloaded
         self._samples: deque[SampleCompleted] = deque(maxlen=samples)
-        self._streaming: dict[tuple[int, int], list[SampleProgress]] = {}
+        self._streaming: dict[tuple[int, int], _Stream] = {}
         self._most_streaming = samples
         self._compiles = 0
         self._compile_seconds = 0.0
         self._tokens = self._positions = 0
         self._load = EngineLoad()
-        self._listeners: tuple[Callable[[Event], None], ...] = ()
+        self._event_listeners = _Listeners[Event]()
+        self._point_listeners = _Listeners[Point]()
 
     def publish(self, event: Event) -> None:
         """Fold an event into the history and wake whoever waits. Never blocks for long, never raises for a view."""
         with self._changed:
-            self._fold(event)
+            point = self._fold(event)
             self._version += 1
             self._changed.notify_all()
-        for listener in self._listeners:
-            try:
-                listener(event)
-            except Exception:
-                log.exception("a listener failed")
+        self._event_listeners.tell(event)
+        if point is not None:
+            self._point_listeners.tell(point)
 
     def listen(self, listener: Callable[[Event], None]) -> Callable[[], None]:
         """Call ``listener`` with every event until the returned function is called.
 
         It runs on the thread that publishes, and must not block.
         """
-        with self._changed:
-            self._listeners = (*self._listeners, listener)
+        return self._event_listeners.add(listener)
 
-        def end() -> None:
-            with self._changed:
-                self._listeners = tuple(other for other in self._listeners if other is not listener)
-
-        return end
+    def listen_to_points(self, listener: Callable[[Point], None]) -> Callable[[], None]:
+        """Call ``listener`` as ``listen`` does, with every point that an adapter's curves get."""
+        return self._point_listeners.add(listener)
 
     def wait(self, seen: int, timeout: float | None = None) -> int:
         """Block until something newer than version ``seen`` was published; the present version."""
@@ -166,16 +134,17 @@ class EventBus:
                 samples=tuple(reversed(self._samples)),
                 compiles=self._compiles,
                 compile_seconds=self._compile_seconds,
-                streaming=tuple(_live(parts) for parts in reversed(self._streaming.values())),
+                streaming=tuple(stream.view() for stream in reversed(self._streaming.values())),
                 trained_tokens=self._tokens,
                 trained_positions=self._positions,
                 load=self._load,
             )
 
-    def _fold(self, event: Event) -> None:
+    def _fold(self, event: Event) -> Point | None:
         match event:
             case AdapterCreated():
-                self._adapters[event.model_id] = _History(event)
+                self._adapters[event.model_id] = AdapterHistory(event)
+                self._unloaded.pop(event.model_id, None)
             case SampleProgress():
                 self._follow(event)
             case SampleCompleted():
@@ -190,103 +159,67 @@ class EventBus:
                 self._load = event
             case _:
                 history = self._adapters.get(event.model_id)
-                if history is not None:
-                    history.fold(event)
+                point = None if history is None else history.fold(event)
+                if history is not None and isinstance(event, StateChanged) and event.state == "unloaded":
+                    self._forget_old(event.model_id)
+                return point
+        return None
 
     def _follow(self, event: SampleProgress) -> None:
         if event.ended:
             self._streaming.pop(event.key, None)
-        elif event.key in self._streaming or len(self._streaming) < self._most_streaming:
-            self._streaming.setdefault(event.key, []).append(event)
+        elif event.key in self._streaming:
+            self._streaming[event.key].extend(event)
+        elif len(self._streaming) < self._most_streaming:
+            self._streaming[event.key] = _Stream(event)
+
+    def _forget_old(self, unloaded: str) -> None:
+        """Keep a few of those that were unloaded: their curves are looked at for a while."""
+        self._unloaded[unloaded] = None
+        while len(self._unloaded) > self._most_unloaded:
+            oldest = next(iter(self._unloaded))
+            del self._unloaded[oldest], self._adapters[oldest]
 
 
-def _live(parts: list[SampleProgress]) -> LiveSample:
-    tokens, logprobs = (np.concatenate([getattr(part, name) for part in parts]) for name in ("tokens", "logprobs"))
-    return LiveSample(parts[0].model_id, parts[0].prompt, tokens, logprobs)
+class _Stream:
+    """A sequence that is being sampled."""
+
+    def __init__(self, first: SampleProgress):
+        self._model_id, self._prompt = first.model_id, first.prompt
+        self._tokens, self._logprobs = Tail(STREAMED_TOKENS, np.int32), Tail(STREAMED_TOKENS, np.float32)
+        self.extend(first)
+
+    def extend(self, more: SampleProgress) -> None:
+        self._tokens.extend(more.tokens)
+        self._logprobs.extend(more.logprobs)
+
+    def view(self) -> LiveSample:
+        tokens, logprobs = self._tokens.numbers, self._logprobs.numbers
+        return LiveSample(self._model_id, self._prompt, tokens, logprobs, self._tokens.added)
 
 
-class _History:
-    """An adapter's latest figures, its curves, and the loss of the step that is being accumulated."""
+class _Listeners(Generic[T]):
+    """Functions that are told of everything; one that fails harms nobody."""
 
-    def __init__(self, made: AdapterCreated):
-        self._latest = AdapterView(
-            made.model_id, made.name, made.lora, made.memory_bytes, created=time.time(), step=made.step
-        )
-        self._curves: dict[str, Series] = {}
-        self._clear()
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._all: tuple[Callable[[T], None], ...] = ()
 
-    def _clear(self) -> None:
-        self._loss = self._weight = 0.0
-        self._metrics: dict[str, list[float]] = {}  # of the passes since the last step
+    def add(self, listener: Callable[[T], None]) -> Callable[[], None]:
+        def own(item: T) -> None:  # tells apart two listeners that are the same function
+            listener(item)
 
-    def view(self) -> AdapterView:
-        """An immutable copy, safe to draw from any thread."""
-        return replace(self._latest, curves={name: series.points for name, series in self._curves.items()})
+        def end() -> None:
+            with self._lock:
+                self._all = tuple(other for other in self._all if other is not own)
 
-    def fold(
-        self,
-        event: PassCompleted
-        | StepCompleted
-        | MetricsLogged
-        | StateChanged
-        | StepsKept
-        | AdapterRenamed
-        | AdapterRewound,
-    ) -> None:
-        match event:
-            case PassCompleted(backward=True):
-                self._take_pass(event)
-            case StepCompleted():
-                self._take_step(event)
-            case MetricsLogged():
-                step = self._latest.step if event.step is None else event.step
-                for name, value in event.metrics.items():
-                    self._add(name, step, value)
-            case StateChanged():
-                self._latest = replace(self._latest, state=event.state, message=event.message)
-            case StepsKept():
-                self._latest = replace(self._latest, kept_steps=event.steps, host_bytes=event.host_bytes)
-            case AdapterRenamed():
-                self._latest = replace(self._latest, name=event.name)
-            case AdapterRewound():
-                self._rewind(event.step)
+        with self._lock:
+            self._all = (*self._all, own)
+        return end
 
-    def _take_pass(self, event: PassCompleted) -> None:
-        self._loss += event.loss
-        self._weight += event.weight
-        for name, value in event.metrics.items():
-            self._metrics.setdefault(name, []).append(value)
-        self._latest = replace(
-            self._latest,
-            loss=self._loss / max(self._weight, 1e-9),
-            tokens=self._latest.tokens + event.tokens,
-            tokens_per_second=event.tokens / max(event.seconds, 1e-9),
-        )
-
-    def _take_step(self, event: StepCompleted) -> None:
-        if self._weight:
-            self._add(LOSS, event.step, self._loss / self._weight)
-        self._add(GRAD_NORM, event.step, event.grad_norm)
-        self._add(LEARNING_RATE, event.step, event.learning_rate)
-        for name, values in self._metrics.items():
-            self._add(name, event.step, sum(values) / len(values))
-        self._clear()
-        self._latest = replace(
-            self._latest,
-            step=event.step,
-            learning_rate=event.learning_rate,
-            grad_norm=event.grad_norm,
-            memory_bytes=event.memory_bytes,
-        )
-
-    def _rewind(self, step: int) -> None:
-        for series in self._curves.values():
-            series.cut(step)
-        self._clear()
-        self._latest = replace(self._latest, step=step)
-
-    def _add(self, name: str, step: float, value: float) -> None:
-        if name not in self._curves and len(self._curves) >= MAX_METRICS:
-            return
-        seconds = time.time() - self._latest.created
-        self._curves.setdefault(name, Series()).append(step, self._latest.tokens, seconds, value)
+    def tell(self, item: T) -> None:
+        for listener in self._all:
+            try:
+                listener(item)
+            except Exception:
+                log.exception("a listener failed")

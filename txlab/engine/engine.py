@@ -14,60 +14,52 @@ import jax
 import numpy as np
 
 from txlab.config import EngineSettings
+from txlab.engine.adapters import Adapters
 from txlab.engine.bus import EventBus
 from txlab.engine.compiles import use_compile_cache, watch_compiles
 from txlab.engine.events import (
-    AdapterCreated,
     BatchCompleted,
-    PassCompleted,
     ProgramCompiled,
     SampleCompleted,
     SampleProgress,
     State,
     StateChanged,
-    StepCompleted,
 )
 from txlab.engine.host_memory import keep_freed_memory, release_freed_memory, use_huge_pages
 from txlab.engine.jobs import Job, Sequence
+from txlab.engine.kept_steps import KeptSteps
+from txlab.engine.load import LoadMeter
 from txlab.engine.losses import Losses
-from txlab.engine.passes import PassRun, total_weight
+from txlab.engine.passes import PassRun, pass_completed
 from txlab.engine.requests import (
     CancelSample,
     CreateAdapter,
-    DropSnapshot,
-    ExportAdapter,
-    ForwardBackward,
-    ForwardBackwardResult,
-    FreezeAdapter,
-    ImportAdapter,
+    ForkAdapter,
     Limits,
-    LoadSnapshot,
-    OptimStep,
-    OptimStepResult,
+    PauseAdapter,
     Request,
     RequestError,
     Result,
+    ResumeAdapter,
+    RewindAdapter,
     Sample,
     Sequenced,
     SnapshotGoneError,
-    TakeSnapshot,
+    StopAdapter,
     UnloadAdapter,
+    as_request_error,
 )
 from txlab.engine.sampler import Sampler
 from txlab.engine.scheduler import Done, Scheduler, Ticket, model_of
 from txlab.engine.shares import Shares
 from txlab.engine.streams import streams_for
-from txlab.engine.trainer import optim_step
 from txlab.engine.warmup import WarmUp, rehearse
-from txlab.lora.adapter import Adapter, to_state
 from txlab.lora.bank import AdapterBank
 from txlab.models.base import BaseModel
 from txlab.models.mesh import replicated
 from txlab.threads import daemon_thread
 
 log = logging.getLogger(__name__)
-
-OWN_METRICS = ("loss:sum", "tokens:sum")  # of every pass; what else its loss tells is drawn by name
 
 
 class Engine:
@@ -85,6 +77,8 @@ class Engine:
         self._settings = settings
         self._bus = bus
         self._bank = AdapterBank(base.config, replicated(base.mesh), settings.snapshot_bytes)
+        self._kept = KeptSteps(settings.kept_bytes, copy=not self._on_host)
+        self._adapters = Adapters(self._bank, self._kept, bus)
         self._streams = streams_for(base, settings)
         self._sampler = Sampler(
             base,
@@ -95,6 +89,7 @@ class Engine:
             self._publish_progress,
         )
         self._scheduler = Scheduler(pass_tokens=8 * self._streams.count * self._streams.tokens)
+        self._load = LoadMeter(base, self._bank, self._scheduler, self._sampler, self._kept, settings, bus.publish)
         self._shares = Shares({"sampling": settings.sample_share, "training": 1 - settings.sample_share})
         self._run_of_passes: PassRun | None = None
         self._retries: deque[list[Ticket]] = deque()
@@ -203,6 +198,7 @@ class Engine:
         """One piece of training or of sampling, as their shares say. False where there was nothing to do."""
         work = {"sampling": self._sample, "training": self._train}
         kind = self._shares.next({"sampling": self._sampler.busy, "training": self._may_train()})
+        self._load.tell(resting=kind is None)
         if kind is None:
             return False
         with self._shares.spend(kind):
@@ -210,40 +206,63 @@ class Engine:
         return True
 
     def _accept(self, ticket: Ticket) -> None:
+        """Queue a request, or carry it out at once, whatever is queued."""
         request = ticket.request
+        if isinstance(request, Sequenced):
+            self._scheduler.add(ticket)
+            self._show_state(request.model_id)
+        elif isinstance(request, Sample):
+            self._accept_sample(ticket, request)
+        else:
+            ticket.tell(self._control(request))
+
+    def _control(self, request: Request) -> Result:
         match request:
-            case CreateAdapter():
-                adapter = self._bank.create(request.model_id, request.lora)
-                self._scheduler.open(request.model_id)
-                self._publish_created(request.model_id, request.name, adapter)
-            case UnloadAdapter():
-                self._unload(request.model_id)
-            case FreezeAdapter():
-                self._freeze(request)
-            case LoadSnapshot():
-                self._bank.load_snapshot(request.snapshot_id, request.state)
-            case DropSnapshot():
-                self._bank.drop_snapshot(request.snapshot_id)
-            case Sample():
-                self._accept_sample(ticket, request)
-                return
             case CancelSample():
                 self._cancel_sample(request)
-            case _:
-                self._scheduler.add(ticket)
+            case PauseAdapter():
+                self._scheduler.pause(request.model_id)
                 self._show_state(request.model_id)
-                return
-        _tell(ticket, None)
+            case ResumeAdapter():
+                self._scheduler.resume(request.model_id)
+                self._show_state(request.model_id)
+            case StopAdapter():
+                self._stop_adapter(request.model_id)
+            case _:
+                return self._change(request)
+        return None
 
-    def _freeze(self, request: FreezeAdapter) -> None:
-        if request.model_id not in self._bank:
-            raise RequestError(f"model {request.model_id!r} is not there: it is still being made, or was unloaded")
-        self._bank.take_snapshot(request.snapshot_id, request.model_id)
+    def _change(self, request: Request) -> Result:
+        result = self._adapters.carry_out(request)
+        match request:
+            case CreateAdapter() | ForkAdapter():
+                self._scheduler.open(request.model_id)
+            case RewindAdapter():
+                self._begin_again(request.model_id)
+            case UnloadAdapter():
+                tickets = self._take_back(request.model_id) + self._scheduler.close(request.model_id)
+                self._fail(tickets, RequestError(f"model {request.model_id!r} was unloaded"))
+                self._bus.publish(StateChanged(request.model_id, "unloaded"))
+                self._states.pop(request.model_id, None)
+        return result
 
-    def _unload(self, model_id: str) -> None:
-        self._bank.drop(model_id)
-        self._fail(self._scheduler.close(model_id), RequestError(f"model {model_id!r} was unloaded"))
-        self._show_state(model_id, "unloaded")
+    def _stop_adapter(self, model_id: str) -> None:
+        """Fail whatever runs or waits for an adapter. Its gradient goes too, so that nothing is half applied."""
+        self._adapters.drop_gradient(model_id)
+        queued = self._scheduler.stop(model_id)
+        self._begin_again(model_id)
+        running = self._take_back(model_id)
+        self._scheduler.finish(running)
+        error = RequestError(
+            f"stopped from the lab: the run of adapter {self._adapters.name(model_id)!r} was ended by its user; "
+            "later requests are served as usual"
+        )
+        for job in [job for job in self._sampling if job.model_id == model_id]:
+            self._sampler.cancel(job)
+            self._end_sample(job).tell(error)
+        for ticket in running + queued:
+            ticket.tell(error)
+        self._show_state(model_id)
 
     # ------------------------------------------------------------------------- training
 
@@ -266,6 +285,20 @@ class Engine:
             self._show_state(model_of(ticket), "training")
         self._run_of_passes = PassRun(tickets, self._bank, self._streams, self.losses)
 
+    def _begin_again(self, model_id: str) -> None:
+        """Let the passes that run together with one of a model start anew: nothing of them has taken effect yet."""
+        run = self._run_of_passes
+        if run is not None and any(model_of(ticket) == model_id for ticket in run.tickets):
+            self._run_of_passes = None
+            self._retries.appendleft(list(run.tickets))
+
+    def _take_back(self, model_id: str) -> list[Ticket]:
+        """A model's passes that were to start anew, which now do not."""
+        taken = [ticket for tickets in self._retries for ticket in tickets if model_of(ticket) == model_id]
+        left = ([ticket for ticket in tickets if ticket not in taken] for tickets in self._retries)
+        self._retries = deque(tickets for tickets in left if tickets)
+        return taken
+
     def _advance(self, run: PassRun) -> None:
         if batches := run.step():
             for batch in batches:
@@ -277,7 +310,7 @@ class Engine:
         self._scheduler.finish(run.tickets)
         for ticket, result in zip(run.tickets, results, strict=True):
             self._bus.publish(pass_completed(ticket, result, run.seconds))
-            _tell(ticket, result)
+            ticket.tell(result)
             self._show_state(model_of(ticket))
 
     def _attempt(self, tickets: Items[Ticket], work: Callable[[], None]) -> None:
@@ -295,39 +328,12 @@ class Engine:
     def _cross(self, ticket: Ticket) -> None:
         """Carry out a barrier request."""
         try:
-            result = self._barrier(ticket.request)
+            result = self._adapters.carry_out(ticket.request)
         except Exception as error:
             self._fail([ticket], error)
         else:
-            _tell(ticket, result)
+            ticket.tell(result)
             self._show_state(model_of(ticket))
-
-    def _barrier(self, request: Request) -> Result:
-        match request:
-            case OptimStep():
-                return self._optim_step(request)
-            case ExportAdapter():
-                return to_state(self._bank[request.model_id], request.optimizer)
-            case TakeSnapshot():
-                self._bank.take_snapshot(request.snapshot_id, request.model_id)
-            case ImportAdapter():
-                adapter = self._bank.load(request.model_id, request.state)
-                self._publish_created(request.model_id, request.name, adapter)
-        return None
-
-    def _optim_step(self, request: OptimStep) -> OptimStepResult:
-        adapter = self._bank[request.model_id]
-        result = optim_step(adapter, request.adam)
-        self._bus.publish(
-            StepCompleted(
-                request.model_id,
-                adapter.step,
-                request.adam.learning_rate,
-                result.metrics["grad_norm"],
-                adapter.memory_bytes,
-            )
-        )
-        return result
 
     # ------------------------------------------------------------------------- sampling
 
@@ -359,13 +365,13 @@ class Engine:
         prompt, seconds = job.request.prompt, job.seconds
         for s in result.sequences:
             self._bus.publish(SampleCompleted(job.model_id, prompt, s.tokens, s.logprobs, s.stop_reason, seconds))
-        _tell(self._end_sample(job), result)
+        self._end_sample(job).tell(result)
 
     def _cancel_sample(self, request: CancelSample) -> None:
         job = next((job for job in self._sampling if job.request is request.sample), None)
         if job is not None:
             self._sampler.cancel(job)
-            _tell(self._end_sample(job), RequestError("cancelled: nobody waits for these samples any more"))
+            self._end_sample(job).tell(RequestError("cancelled: nobody waits for these samples any more"))
 
     def _end_sample(self, job: Job) -> Ticket:
         """Forget a job that has ended. Returns whose it was."""
@@ -384,8 +390,8 @@ class Engine:
         if not isinstance(error, RequestError):
             log.error("a request failed", exc_info=error)
         for ticket in tickets:
-            _tell(ticket, as_request_error(error))
-            if isinstance(ticket.request, Sequenced) and ticket.request.model_id in self._bank:
+            ticket.tell(as_request_error(error))
+            if isinstance(ticket.request, Sequenced) and ticket.request.model_id in self._adapters:
                 self._show_state(ticket.request.model_id, "failed", str(error))
 
     def _fail_all(self, error: RequestError) -> None:
@@ -395,7 +401,7 @@ class Engine:
             tickets += self._run_of_passes.tickets
         tickets += self._scheduler.close_all()
         for ticket in tickets:
-            _tell(ticket, error)
+            ticket.tell(error)
 
     def _publish_progress(self, sequence: Sequence, seen: int) -> None:
         job = sequence.job
@@ -403,42 +409,13 @@ class Engine:
         key, ended = (job.number, sequence.index), bool(sequence.stop_reason)
         self._bus.publish(SampleProgress(key, job.model_id, job.request.prompt, tokens, logprobs, ended))
 
-    def _publish_created(self, model_id: str, name: str, adapter: Adapter) -> None:
-        self._bus.publish(AdapterCreated(model_id, name, adapter.lora, adapter.memory_bytes, adapter.step))
-
     def _show_state(self, model_id: str, state: State | None = None, message: str = "") -> None:
-        """Publish what an adapter does, if that changed; None: what its queues say."""
-        if state is None:
+        """Publish what an adapter does, if that changed; None: what its queues say. Paused is paused until resumed."""
+        if self._scheduler.paused(model_id):
+            state, message = "paused", ""
+        elif state is None:
             sampling = any(job.model_id == model_id for job in self._sampling)
             state = "queued" if self._scheduler.queued(model_id) else "sampling" if sampling else "idle"
-        if self._states.get(model_id) != state:
+        if model_id in self._adapters and self._states.get(model_id) != state:  # samples may outlive their adapter
             self._states[model_id] = state
             self._bus.publish(StateChanged(model_id, state, message))
-
-
-def pass_completed(ticket: Ticket, result: ForwardBackwardResult, seconds: float) -> PassCompleted:
-    """The event of a finished pass."""
-    request = ticket.request
-    assert isinstance(request, ForwardBackward)
-    loss, tokens = result.metrics["loss:sum"], int(result.metrics["tokens:sum"])
-    others = {name.partition(":")[0]: value for name, value in result.metrics.items() if name not in OWN_METRICS}
-    return PassCompleted(request.model_id, loss, total_weight(request.data), tokens, seconds, request.backward, others)
-
-
-def as_request_error(error: Exception) -> RequestError:
-    """What the caller is told: ValueError is the user's, anything else the server's."""
-    if isinstance(error, RequestError):
-        return error
-    if isinstance(error, ValueError):
-        return RequestError(str(error))
-    if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
-        return RequestError("out of memory: send fewer or shorter sequences, or lower the rank", "server")
-    return RequestError(f"{type(error).__name__}: {error}", "server")
-
-
-def _tell(ticket: Ticket, result: Result | Exception) -> None:
-    """Hand over a result. A receiver that fails is its own problem."""
-    try:
-        ticket.done(result)
-    except Exception:
-        log.exception("the receiver of a result failed")

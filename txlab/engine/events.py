@@ -139,7 +139,7 @@ class EngineLoad:
     rows: int = 0  # sequences that decode together now
     max_rows: int = 0
     waiting_rows: int = 0  # sequences that wait for one
-    cache_bytes: int = 0  # of the KV cache that hold something
+    cache_bytes: int = 0  # of the KV cache as it is now
     max_cache_bytes: int = 0
     device_bytes: int = 0  # base weights, adapters, snapshots, KV cache
     host_bytes: int = 0  # kept steps, in host memory

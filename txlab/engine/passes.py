@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from txlab.engine.events import PassCompleted
 from txlab.engine.losses import FUSED, LOSSES, DatumLoss, DatumLossValue, Loss, Losses, Terms, metric_names
 from txlab.engine.packing import HeadSlice, Item, Placement, Scored, TrainBatch, bucket, head_slices, pack
 from txlab.engine.programs import SliceOutput
@@ -25,6 +26,7 @@ from txlab.lora.bank import AdapterBank
 
 ROW_WIDTH = 16  # the narrowest row of a loss that looks across positions
 CROSS_ENTROPY = LOSSES["cross_entropy"]
+OWN_METRICS = ("loss:sum", "tokens:sum")  # of every pass; what else its loss tells is drawn by name
 
 
 @dataclass(slots=True, eq=False)
@@ -210,6 +212,14 @@ def evaluate(loss: DatumLoss, logprobs: np.ndarray, datum: Datum, index: int) ->
     if not (math.isfinite(value.loss) and np.isfinite(value.gradient).all()):
         raise RequestError(f"{where} is {value.loss}: value and gradient must be finite")
     return value
+
+
+def pass_completed(ticket: Ticket, result: ForwardBackwardResult, seconds: float) -> PassCompleted:
+    """The event of a finished pass."""
+    request = _request(ticket)
+    loss, tokens = result.metrics["loss:sum"], int(result.metrics["tokens:sum"])
+    others = {name.partition(":")[0]: value for name, value in result.metrics.items() if name not in OWN_METRICS}
+    return PassCompleted(request.model_id, loss, total_weight(request.data), tokens, seconds, request.backward, others)
 
 
 def total_weight(data: Sequence[Datum]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -20,6 +20,10 @@ class Prefix:
 
     tokens: np.ndarray  # (n,) int32
     cache: KVCache
+    memory_bytes: int = field(init=False)  # of the cache; counted once, since all are summed up often
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "memory_bytes", tree_bytes(self.cache))
 
 
 class _Base:
@@ -55,7 +59,7 @@ class Prefixes:
 
     def add(self, adapter: Adapter | None, prefix: Prefix) -> None:
         """Keep a prefix; those that it continues go, and others as the limit demands."""
-        if tree_bytes(prefix.cache) > self._limit:
+        if prefix.memory_bytes > self._limit:
             return
         kept = self._of.setdefault(adapter or self._base, OrderedDict())
         for use in [use for use, p in kept.items() if common(p.tokens, prefix.tokens) == len(p.tokens)]:
@@ -72,7 +76,7 @@ class Prefixes:
     @property
     def memory_bytes(self) -> int:
         """Of all that is kept."""
-        return sum(tree_bytes(prefix.cache) for kept in self._of.values() for prefix in kept.values())
+        return sum(prefix.memory_bytes for kept in self._of.values() for prefix in kept.values())
 
     def _keep(self, kept: OrderedDict[int, Prefix], prefix: Prefix) -> None:
         self._uses += 1

@@ -27,6 +27,17 @@ class SnapshotGoneError(RequestError):
     """The snapshot to sample from was dropped: by its owner, or to make room for newer ones."""
 
 
+def as_request_error(error: Exception) -> RequestError:
+    """What the caller is told: ValueError is the user's, anything else the server's."""
+    if isinstance(error, RequestError):
+        return error
+    if isinstance(error, ValueError):
+        return RequestError(str(error))
+    if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
+        return RequestError("out of memory: send fewer or shorter sequences, or lower the rank", "server")
+    return RequestError(f"{type(error).__name__}: {error}", "server")
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a request may ask of this engine."""

@@ -26,7 +26,7 @@ from txlab.engine.prefixes import MIN_SHARED, Prefixes, common
 from txlab.engine.prompt_scores import PromptScores
 from txlab.engine.requests import Sample
 from txlab.engine.stops import StopStrings, stop_id_table
-from txlab.lora.adapter import Adapter
+from txlab.lora.adapter import Adapter, tree_bytes
 from txlab.lora.adapter_set import AdapterSet, Routes, combine
 from txlab.lora.bank import Snapshot
 from txlab.models.attention import LayerCache
@@ -83,6 +83,12 @@ class Sampler:
     def cache_bytes(self) -> int:
         """Memory of the cache; of kept prefixes apart."""
         return self._rows.memory_bytes
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of the cache, the kept prefixes, and the adapters of those who sample as they are laid out for it."""
+        laid_out = None if self._adapters is None else (self._adapters.layers, self._adapters.head)
+        return self.cache_bytes + self._prefixes.memory_bytes + tree_bytes(laid_out)
 
     def add(self, request: Sample, snapshot: Snapshot | None) -> Job:
         """Queue the sequences of a request."""

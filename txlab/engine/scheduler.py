@@ -6,11 +6,14 @@ model's next barrier (optim_step, save, load, snapshot) may run together, and to
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from txlab.engine.requests import ForwardBackward, ImportAdapter, Request, RequestError, Result, Sequenced
+
+log = logging.getLogger(__name__)
 
 Done = Callable[[Result | Exception], None]
 
@@ -35,6 +38,13 @@ class Ticket:
         assert isinstance(self.request, ForwardBackward)
         return sum(len(datum.tokens) for datum in self.request.data)
 
+    def tell(self, result: Result | Exception) -> None:
+        """Hand over a result. A receiver that fails is its own problem."""
+        try:
+            self.done(result)
+        except Exception:
+            log.exception("the receiver of a result failed")
+
 
 @dataclass(slots=True)
 class _Model:
@@ -42,15 +52,26 @@ class _Model:
     waiting: dict[int, Ticket] = field(default_factory=dict)  # seq_id -> arrived, perhaps out of order
     ready: deque[Ticket] = field(default_factory=deque)  # in order, without gaps
     running: int = 0  # passes handed out and not finished
+    paused: bool = False
 
     def advance(self) -> None:
         while (ticket := self.waiting.pop(self.next_seq, None)) is not None:
             self.ready.append(ticket)
             self.next_seq += 1
 
+    def stop(self) -> list[Ticket]:
+        """Forget what is queued, and what is still to arrive before the last of it."""
+        queued = [*self.ready, *self.waiting.values()]
+        self.next_seq = max(self.waiting, default=self.next_seq - 1) + 1
+        self.ready.clear()
+        self.waiting.clear()
+        return queued
+
     def passes(self) -> list[Ticket]:
         """Ready passes before the next barrier."""
-        found = []
+        found: list[Ticket] = []
+        if self.paused:
+            return found
         for ticket in self.ready:
             if not isinstance(ticket.request, ForwardBackward):
                 break
@@ -59,7 +80,7 @@ class _Model:
 
     def barrier(self) -> Ticket | None:
         """The next barrier, if nothing before it is left or running."""
-        if self.running or not self.ready or isinstance(self.ready[0].request, ForwardBackward):
+        if self.paused or self.running or not self.ready or isinstance(self.ready[0].request, ForwardBackward):
             return None
         return self.ready[0]
 
@@ -90,13 +111,34 @@ class Scheduler:
         assert isinstance(request, Sequenced)
         if request.model_id not in self._models and isinstance(request, ImportAdapter) and request.seq_id == 0:
             self._models[request.model_id] = _Model(next_seq=0)
-        model = self._models.get(request.model_id)
-        if model is None:
-            raise RequestError(f"there is no model {request.model_id!r}: it was never created, or was unloaded")
+        model = self._model(request.model_id)
         if request.seq_id < model.next_seq or request.seq_id in model.waiting:
-            raise RequestError(f"seq_id {request.seq_id} of {request.model_id!r} was used before")
+            raise RequestError(
+                f"seq_id {request.seq_id} of {request.model_id!r} was used before, or belongs to a run that was stopped"
+            )
         model.waiting[request.seq_id] = ticket
         model.advance()
+
+    def pause(self, model_id: str) -> None:
+        """Hand out nothing of a model until ``resume``. RequestError where it is unknown."""
+        self._model(model_id).paused = True
+
+    def resume(self, model_id: str) -> None:
+        """Go on with a model; no effect where it is not paused. RequestError where it is unknown."""
+        self._model(model_id).paused = False
+
+    def paused(self, model_id: str) -> bool:
+        """Whether a model is paused."""
+        model = self._models.get(model_id)
+        return model is not None and model.paused
+
+    def stop(self, model_id: str) -> list[Ticket]:
+        """Forget what is queued for a model, and resume it. Returns what was queued. RequestError where it is unknown.
+
+        The seq_ids are used up: also those that others of the queue waited for, which are refused when they come.
+        """
+        self.resume(model_id)
+        return self._model(model_id).stop()
 
     @property
     def ready(self) -> bool:
@@ -138,6 +180,17 @@ class Scheduler:
         """Requests of a model that wait."""
         model = self._models.get(model_id)
         return 0 if model is None else len(model.ready) + len(model.waiting)
+
+    @property
+    def total_queued(self) -> int:
+        """Requests of all models that wait."""
+        return sum(len(model.ready) + len(model.waiting) for model in self._models.values())
+
+    def _model(self, model_id: str) -> _Model:
+        model = self._models.get(model_id)
+        if model is None:
+            raise RequestError(f"there is no model {model_id!r}: it was never created, or was unloaded")
+        return model
 
     def _start(self, tickets: Sequence[Ticket]) -> None:
         for ticket in tickets:

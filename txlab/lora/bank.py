@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import jax
@@ -24,8 +25,8 @@ class Snapshot:
 class AdapterBank:
     """Adapters by model id, snapshots by snapshot id. Not thread-safe: the engine thread owns it.
 
-    An adapter's arrays are its own: nothing is shared between adapters, so none can change another, and creating
-    or dropping one moves no other. Snapshots beyond ``snapshot_bytes`` are dropped, least recently used first.
+    What adapters share is replaced and never written, so none can change another, and creating or dropping one moves
+    no other. Snapshots beyond ``snapshot_bytes`` are dropped, least recently used first.
     """
 
     def __init__(self, config: ModelConfig, placement: Sharding, snapshot_bytes: int):
@@ -49,6 +50,12 @@ class AdapterBank:
         self._adapters[model_id] = adapter
         return adapter
 
+    def put(self, model_id: str, state: Adapter) -> Adapter:
+        """A model's adapter from now on: the weights and moments of ``state``, and no gradient. Costs no copy."""
+        adapter = Adapter(state.lora, state.weights, moments=state.moments)
+        self._adapters[model_id] = adapter
+        return adapter
+
     def __getitem__(self, model_id: str) -> Adapter:
         """The adapter. KeyError where there is none."""
         return self._adapters[model_id]
@@ -56,6 +63,11 @@ class AdapterBank:
     def __contains__(self, model_id: str) -> bool:
         """Whether there is such an adapter."""
         return model_id in self._adapters
+
+    @property
+    def held(self) -> Iterable[Adapter]:
+        """All adapters, and those that snapshots froze; some of these share their weights."""
+        return (*self._adapters.values(), *dict.fromkeys(snapshot.adapter for snapshot in self._snapshots.values()))
 
     def drop(self, model_id: str) -> None:
         """Forget an adapter and free its memory; its snapshots stay."""
