@@ -1,10 +1,11 @@
-"""What happened under a root: sessions, training runs, samplers, requests. Outlives the server.
+"""What happened under a root: sessions, training runs and their curves, samplers, requests. Outlives the server.
 
 Writes are queued and return at once; reads block, and see every write of this process that came before.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,9 +17,11 @@ from sqlalchemy import (
     ColumnElement,
     Engine,
     Insert,
+    Text,
     and_,
     bindparam,
     case,
+    cast,
     delete,
     func,
     insert,
@@ -32,18 +35,24 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from txlab.store.database import Base
 from txlab.store.liveness import Presence
-from txlab.store.tables import AuditRow, RequestRow, RunRow, SamplerRow, SessionRow
+from txlab.store.tables import AuditRow, PointRow, RequestRow, RunRow, SamplerRow, SessionRow
 from txlab.store.writer import Writer
 
 DEFAULT_PROJECT = "default"
 KEPT = timedelta(days=30)  # how long single requests are remembered
 
 NEWEST_SESSIONS = (SessionRow.created.desc(), SessionRow.session_id.desc())
+NEWEST_RUNS = (RunRow.created.desc(), RunRow.model_id.desc())
 STATUS = case((SessionRow.ended.is_(None), "active"), else_=SessionRow.finish_reason)
 TOUCH_SESSION = (
     update(SessionRow).where(SessionRow.session_id == bindparam("key")).values(last_activity=bindparam("now"))
 )
 TOUCH_RUN = update(RunRow).where(RunRow.model_id == bindparam("key")).values(last_request=bindparam("now"))
+RENAME_RUN = (
+    update(RunRow)
+    .where(RunRow.model_id == bindparam("key"))
+    .values(name=bindparam("called"), user_metadata=bindparam("metadata"))
+)
 END_SESSION = (
     update(SessionRow)
     .where(SessionRow.session_id == bindparam("key"), SessionRow.ended.is_(None))
@@ -111,6 +120,10 @@ class Records:
         """Note that a training run got a request."""
         self._writer.write(TOUCH_RUN, key=model_id, now=now())
 
+    def rename_run(self, model_id: str, name: str, user_metadata: Mapping[str, str]) -> None:
+        """Give a training run another name, and the metadata that its user sees."""
+        self._writer.write(RENAME_RUN, key=model_id, called=name, metadata=dict(user_metadata))
+
     def touch_session(self, session_id: str) -> None:
         """Note that its client is there."""
         self._writer.write(TOUCH_SESSION, key=session_id, now=now())
@@ -173,9 +186,31 @@ class Records:
         runs = select(RunRow)
         if project_id is not None:
             runs = runs.join(SessionRow).where(SessionRow.project_id == project_id)
-        page = runs.order_by(RunRow.created.desc(), RunRow.model_id.desc()).limit(limit).offset(offset)
+        page = runs.order_by(*NEWEST_RUNS).limit(limit).offset(offset)
         with self._reading() as db:
             return list(db.scalars(page)), db.scalar(select(func.count()).select_from(runs.subquery())) or 0
+
+    def find_run(self, name: str) -> RunRow | None:
+        """The training run of that id, else the newest of that name."""
+        has_id = RunRow.model_id == name
+        found = select(RunRow).where(or_(has_id, RunRow.name == name)).order_by(has_id.desc(), *NEWEST_RUNS)
+        with self._reading() as db:
+            return db.scalars(found.limit(1)).first()
+
+    def points(self, model_id: str) -> list[tuple[int, int, float, dict[str, float]]]:
+        """Step, tokens, time and metrics of all points of a run's curves, in the order in which they came."""
+        columns = select(PointRow.step, PointRow.tokens, PointRow.time, PointRow.metrics)
+        with self._reading() as db:
+            found = db.execute(columns.where(PointRow.model_id == model_id).order_by(PointRow.number))
+            return [(step, tokens, time, metrics) for step, tokens, time, metrics in found]
+
+    def last_steps(self, model_ids: Collection[str], metric: str) -> dict[str, int]:
+        """The step of the newest point that has ``metric``, of those of the named runs that have one."""
+        has_metric = func.instr(cast(PointRow.metrics, Text), f"{json.dumps(metric)}:") > 0  # NaN is no JSON to SQLite
+        newest = select(PointRow.step).where(has_metric).order_by(PointRow.number.desc()).limit(1)
+        with self._reading() as db:
+            found = {model_id: db.scalar(newest.where(PointRow.model_id == model_id)) for model_id in model_ids}
+        return {model_id: step for model_id, step in found.items() if step is not None}
 
     # ---------------------------------------------------------------------------------- requests, audit
 

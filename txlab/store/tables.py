@@ -1,4 +1,4 @@
-"""The tables of what happened: sessions, training runs, samplers, requests, audited events."""
+"""The tables of what happened: sessions, training runs and their curves, samplers, requests, audited events."""
 
 from __future__ import annotations
 
@@ -45,6 +45,22 @@ class RunRow(MappedAsDataclass, Base, kw_only=True):
     base_model: Mapped[str]
     lora: Mapped[dict[str, Any]]
     user_metadata: Mapped[dict[str, str]]
+
+
+class PointRow(MappedAsDataclass, Base, kw_only=True):
+    """What a training run's curves got at one moment: by an optimizer step, or from a user.
+
+    It refers to no run that must exist: adapters that no client made have points too.
+    """
+
+    __tablename__ = "points"
+
+    number: Mapped[int] = mapped_column(primary_key=True, init=False)
+    model_id: Mapped[str] = mapped_column(index=True)
+    step: Mapped[int]
+    tokens: Mapped[int]  # trained until then
+    time: Mapped[float]  # seconds since the epoch, as curves have them
+    metrics: Mapped[dict[str, Any]]  # name -> number
 
 
 class SamplerRow(MappedAsDataclass, Base, kw_only=True):
