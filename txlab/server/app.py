@@ -12,6 +12,7 @@ from txlab.config import ServerSettings
 from txlab.server.auth import ApiKeyRequired
 from txlab.server.errors import install_error_handlers
 from txlab.server.openai.routes import include_openai
+from txlab.server.prefix import ForwardedPrefix
 from txlab.server.routes import (
     admin,
     auth,
@@ -64,6 +65,7 @@ def create_app(engine: Engine, store: Store, settings: ServerSettings) -> FastAP
     include_openai(app, app.state.server)
     install_error_handlers(app)
     app.add_middleware(ApiKeyRequired, credentials=app.state.server.credentials)
+    app.add_middleware(ForwardedPrefix)
     return app
 
 

@@ -70,6 +70,10 @@ class Recorder:
             )
         )
 
+    def renamed(self, model: Model) -> None:
+        """A model is called something else now."""
+        self._records.rename_run(model.model_id, model.name, as_texts(model.user_metadata))
+
     def served(self, request: Request, owner_id: str | None, seconds: float, result: Result | Exception) -> None:
         """The engine took ``seconds`` from the arrival of a request of a model or sampler to its end, just now."""
         now = datetime.now(UTC)

@@ -96,4 +96,5 @@ def _expiry() -> datetime:
 def _link(server: ServerState, request: Request, relative: str) -> str:
     """A URL beside the one that was asked for, on the host by which the client knows this server."""
     folder = request.scope["path"].rpartition("/")[0]
-    return f"{request.url.scheme}://{request.url.netloc}{server.credentials.link(f'{folder}/{relative}')}"
+    link = server.credentials.link(f"{folder}/{relative}")
+    return f"{request.url.scheme}://{request.url.netloc}{request.scope.get('root_path', '')}{link}"

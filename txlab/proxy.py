@@ -1,0 +1,139 @@
+"""Labs behind a Jupyter server: jupyter-server-proxy shows the newest one at ``<base url>/txlab/``.
+
+Each lab leaves a note of its address in Jupyter's runtime folder. When somebody first asks for ``/txlab/``, the Jupyter
+server starts ``python -m txlab.proxy PORT``, which passes every connection on to the newest lab that answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+logger = logging.getLogger(__name__)
+
+START_SECONDS = 20.0
+LOCK_SECONDS = 5.0
+CHUNK_BYTES = 1 << 16
+NO_LAB = b"No lab runs on this Jupyter server. Start one in a notebook: %load_ext txlab, then %txserve.\n"
+
+
+def server_process() -> dict[str, Any]:
+    """What jupyter-server-proxy asks of an entry point: how ``/txlab/`` is served, and its tile in the launcher."""
+    return {
+        "command": [sys.executable, "-m", "txlab.proxy", "{port}"],
+        "timeout": START_SECONDS,
+        "launcher_entry": {"title": "txlab API", "path_info": "txlab/docs", "category": "Other"},
+    }
+
+
+# ---------------------------------------------------------------------------------- where the labs are
+
+
+@contextmanager
+def announce(url: str) -> Iterator[None]:
+    """While open, the lab of this process is known to listen at ``url``."""
+    from filelock import FileLock
+
+    note = _folder() / f"txlab-{os.getpid()}.json"
+    lock = FileLock(_lock_of(note), thread_local=False)  # the system frees it when this process is killed
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=LOCK_SECONDS)
+        note.write_text(json.dumps({"url": url}))
+    except OSError as error:  # only ``/txlab/`` needs it
+        logger.warning("This lab is not to be found at /txlab/: %s", error)
+    try:
+        yield
+    finally:
+        lock.release()
+        _remove(note)
+
+
+def announced() -> list[str]:
+    """The addresses of the labs of this user, the newest first."""
+    notes = []
+    for note in _folder().glob("txlab-*.json"):
+        with suppress(OSError, ValueError, KeyError):  # gone meanwhile, or half written
+            if _is_alive(note):
+                notes.append((note.stat().st_mtime_ns, str(json.loads(note.read_text())["url"])))
+            else:
+                _remove(note)  # what its port carries now may be anything
+    return [url for _, url in sorted(notes, reverse=True)]
+
+
+def _is_alive(note: Path) -> bool:
+    """Whether the process that left the note still holds its lock."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(_lock_of(note), timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _remove(note: Path) -> None:
+    with suppress(OSError):
+        note.unlink(missing_ok=True)
+        _lock_of(note).unlink(missing_ok=True)
+
+
+def _lock_of(note: Path) -> Path:
+    return note.with_suffix(".lock")
+
+
+def _folder() -> Path:
+    from jupyter_core.paths import jupyter_runtime_dir
+
+    return Path(jupyter_runtime_dir())
+
+
+# ------------------------------------------------------------------------------- passing connections on
+
+
+async def forward(port: int) -> None:
+    """Pass connections to ``port`` on to the newest lab, until cancelled."""
+    async with await asyncio.start_server(_pass_on, "127.0.0.1", port) as server:
+        await server.serve_forever()
+
+
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    for url in announced():
+        address = urlsplit(url)
+        with suppress(OSError):  # one that is about to stop
+            lab_reader, lab_writer = await asyncio.open_connection(address.hostname, address.port)
+            await asyncio.gather(_copy(reader, lab_writer), _copy(lab_reader, writer))
+            return
+    await _refuse(reader, writer)
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Copy until either side ends, and end the other."""
+    with suppress(ConnectionError):
+        while data := await reader.read(CHUNK_BYTES):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
+async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer 503 to whatever is asked."""
+    head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Length: {len(NO_LAB)}\r\n"
+    writer.write(head.encode() + b"Content-Type: text/plain\r\nConnection: close\r\n\r\n" + NO_LAB)
+    with suppress(ConnectionError):
+        while await reader.read(CHUNK_BYTES):  # a reset before all was read would lose the answer
+            pass
+    writer.close()
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        asyncio.run(forward(int(sys.argv[1])))
