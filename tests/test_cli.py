@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from txlab import cli
+from txlab.notebook.errors import TxlabError
 
 ENV_OFF = {"HF_HUB_OFFLINE": "1", "TINKER_TELEMETRY": "0", "JAX_PLATFORMS": "cpu", "PIP_NO_INDEX": "1"}
 
@@ -115,22 +116,46 @@ def test_lab_opens_the_notebook_with_jupyterlabs_options(tmp_path: Path, monkeyp
     assert called == [[sys.executable, "-m", "jupyterlab", str(notebook), *options]]
     monkeypatch.setattr(cli, "fetch", lambda model: 0)
     assert cli.main(["lab", *options]) == 0
-    assert called[1][3:] == [str(cli.find_tutorial()), *options]
+    assert called[1][3:] == [str(cli.find_notebook("piglatin")), *options]
+    assert cli.main(["lab", "piglatin", "--", *options]) == 0
+    assert called[2] == called[1]
+
+
+def test_lab_without_jupyterlab(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    assert cli.main(["lab"]) == 1
+    assert capsys.readouterr().err == "txlab: JupyterLab is not installed here: pip install jupyterlab.\n"
 
 
 def test_lab_without_the_notebook(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["lab", str(tmp_path / "none.ipynb")]) == 1
-    assert "none.ipynb" in capsys.readouterr().err
+    assert cli.main(["lab", str(tmp_path / "piglatin.ipynb")]) == 1
+    message = capsys.readouterr().err
+    assert f"There is no notebook {tmp_path / 'piglatin.ipynb'}." in message
+    assert "piglatin" in message.partition("Tutorials: ")[2]
 
 
 def test_tutorial_is_the_clones_or_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
     package = tmp_path / "site" / "txlab"
     (package / "notebooks").mkdir(parents=True)
     monkeypatch.setattr(cli, "__file__", str(package / "cli.py"))
-    (package / "notebooks" / cli.TUTORIAL).write_text("packaged")
-    assert cli.find_tutorial().read_text() == "packaged"
-    assert (tmp_path / cli.TUTORIAL).exists()
+    (package / "notebooks" / "piglatin.ipynb").write_text("packaged")
+    assert cli.find_notebook("piglatin").read_text() == "packaged"
+    (here / "piglatin.ipynb").write_text("mine")
+    assert cli.find_notebook("piglatin").read_text() == "mine", "what a user has changed stays"
     (package.parent / "notebooks").mkdir()
-    (package.parent / "notebooks" / cli.TUTORIAL).write_text("clone")
-    assert cli.find_tutorial().read_text() == "clone"
+    (package.parent / "notebooks" / "piglatin.ipynb").write_text("clone")
+    assert cli.find_notebook("piglatin").read_text() == "clone"
+    assert cli.find_notebook("piglatin.ipynb") == Path("piglatin.ipynb"), "a path is a path"
+
+
+def test_tutorial_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli.shutil, "copy", full)
+    with pytest.raises(TxlabError, match="Cannot copy piglatin"):
+        cli.copy_here(Path(cli.__file__).parent.parent / "notebooks" / "piglatin.ipynb")

@@ -41,18 +41,25 @@ def __dir__() -> list[str]:
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
-    """``%load_ext txlab``: register the magics."""
+    """``%load_ext txlab``: register the magics, their completion and the faces of the SDK's objects."""
+    from txlab.notebook import completion, formatters
     from txlab.notebook.magics import LabMagics
 
     shell.register_magics(LabMagics)
+    completion.install(shell)
+    formatters.register(shell)
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
-    """``%unload_ext txlab``: stop the lab and remove the magics."""
+    """``%unload_ext txlab``: stop the lab and remove what was registered."""
+    from txlab.notebook import completion, formatters
     from txlab.notebook.lab import Lab
     from txlab.notebook.magics import LabMagics
 
     if Lab.current is not None:
         Lab.current.stop()
-    for name in LabMagics.magics["line"]:
-        shell.magics_manager.magics["line"].pop(name, None)
+    completion.uninstall(shell)
+    formatters.unregister(shell)
+    for kind, names in LabMagics.magics.items():
+        for name in names:
+            shell.magics_manager.magics[kind].pop(name, None)

@@ -11,12 +11,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
 from txlab.config import DEFAULT_MODEL, ModelSettings, ServerSettings, Settings
 
-TUTORIAL = "piglatin.ipynb"
+TUTORIAL = "piglatin"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,12 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def split_options(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-    """Our own arguments, and those from the first option of ``txlab lab`` on: they are JupyterLab's."""
+    """Our own arguments, and those from the first option of ``txlab lab`` (or ``--``) on: they are JupyterLab's."""
     if list(argv[:1]) != ["lab"]:
         return argv, ()
     ours = ("-h", "--help")
     cut = next((i for i, word in enumerate(argv) if word.startswith("-") and word not in ours), len(argv))
-    return argv[:cut], argv[cut:]
+    theirs = list(argv[cut:])
+    return argv[:cut], theirs[1:] if theirs[:1] == ["--"] else theirs
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -76,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     lab = commands.add_parser("lab", help="open a notebook in JupyterLab; options after it are passed on")
-    lab.add_argument("notebook", nargs="?", type=Path, help="default: the Pig Latin tutorial")
+    lab.add_argument("notebook", nargs="?", help="path, or name of a tutorial (default: piglatin)")
     return parser
 
 
@@ -161,32 +163,48 @@ def bench(args: argparse.Namespace) -> int:
     return 0
 
 
-def open_lab(notebook: Path | None, options: Sequence[str]) -> int:
-    """Open ``notebook`` in JupyterLab; by default the tutorial, with its model fetched first."""
+def open_lab(notebook: str | None, options: Sequence[str]) -> int:
+    """Open a notebook in JupyterLab; by default the first tutorial, with its model fetched first."""
     from txlab.notebook.errors import TxlabError
 
+    if find_spec("jupyterlab") is None:
+        raise TxlabError("JupyterLab is not installed here: pip install jupyterlab.")
+    path = find_notebook(notebook or TUTORIAL)
     if notebook is None:
-        notebook = find_tutorial()
         fetch(DEFAULT_MODEL)
-    elif not notebook.exists():
-        raise TxlabError(f"There is no notebook {notebook}.")
-    return subprocess.call([sys.executable, "-m", "jupyterlab", str(notebook), *options])
+    return subprocess.call([sys.executable, "-m", "jupyterlab", str(path), *options])
 
 
-def find_tutorial() -> Path:
-    """The tutorial of the clone; where txlab is installed elsewhere, a copy of it in the working folder."""
+def find_notebook(name: str) -> Path:
+    """A notebook by its path, or a tutorial by its name: the clone's own, else a copy of it in the working folder.
+
+    Raises TxlabError where there is none.
+    """
     from txlab.notebook.errors import TxlabError
 
+    if Path(name).exists():
+        return Path(name)
     package = Path(__file__).parent
-    in_clone = package.parent / "notebooks" / TUTORIAL
-    if in_clone.exists():
-        return in_clone
-    packaged, copy = package / "notebooks" / TUTORIAL, Path(TUTORIAL)
-    if not copy.exists():
-        if not packaged.exists():
-            raise TxlabError(f"This installation has no {TUTORIAL}. Name a notebook: txlab lab NOTEBOOK.")
-        shutil.copy(packaged, copy)
-    return copy
+    in_clone, packaged = package.parent / "notebooks", package / "notebooks"
+    is_clone = (in_clone / f"{TUTORIAL}.ipynb").is_file()
+    tutorials = {path.stem: path for path in sorted((in_clone if is_clone else packaged).glob("*.ipynb"))}
+    tutorial = tutorials.get(name.removesuffix(".ipynb"))
+    if tutorial is None:
+        raise TxlabError(
+            f"There is no notebook {name}. Tutorials: {', '.join(tutorials) or 'none in this installation'}."
+        )
+    return tutorial if is_clone else copy_here(tutorial)
+
+
+def copy_here(notebook: Path) -> Path:
+    """A copy in the working folder, to be changed and run; the one that is there already stays."""
+    from txlab.notebook.errors import TxlabError
+
+    copy = Path(notebook.name)
+    try:
+        return copy if copy.exists() else Path(shutil.copy(notebook, copy))
+    except OSError as error:
+        raise TxlabError(f"Cannot copy {copy} to {Path.cwd()}: {error.strerror}. Go to another folder.") from None
 
 
 if __name__ == "__main__":
