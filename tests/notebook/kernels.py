@@ -23,6 +23,7 @@ class Cell:
     text: str = ""  # streams and results
     displays: list[dict[str, Any]] = field(default_factory=list)  # mime bundles in order, updates included
     latest: dict[str, dict[str, Any]] = field(default_factory=dict)  # the last of them by display id
+    comms: list[dict[str, Any]] = field(default_factory=list)  # contents of comm messages, with their type
     error: str = ""  # the traceback as shown
     error_name: str = ""
     seconds: float = 0.0
@@ -61,6 +62,15 @@ class Kernel:
         assert cell.status == "ok", cell.error
         return cell
 
+    def complete(self, code: str) -> list[str]:
+        """The whole lines that Tab offers with the cursor at the end of ``code``."""
+        reply = self._client.complete(code, len(code), reply=True, timeout=CELL_SECONDS)["content"]
+        return [code[: reply["cursor_start"]] + match for match in reply["matches"]]
+
+    def help(self, code: str) -> str:
+        """What ``code?`` shows, as text."""
+        return self._client.inspect(code, len(code), reply=True, timeout=CELL_SECONDS)["content"]["data"]["text/plain"]
+
     @contextmanager
     def running(self, code: str) -> Iterator[None]:
         """Let a cell run while the body does something else; the cell ends before the body is left."""
@@ -74,6 +84,27 @@ class Kernel:
             if reply["parent_header"].get("msg_id") == message:
                 assert reply["content"]["status"] == "ok"
                 break
+
+    def subshell(self) -> str:
+        """A new subshell, such as JupyterLab makes for what it tells widgets."""
+        message = self._client.session.msg("create_subshell_request", {})
+        self._client.control_channel.send(message)
+        while True:
+            reply = self._client.get_control_msg(timeout=CELL_SECONDS)
+            if reply["parent_header"].get("msg_id") == message["header"]["msg_id"]:
+                return reply["content"]["subshell_id"]
+
+    def tell(self, comm_id: str, content: dict[str, Any], subshell: str | None = None) -> None:
+        """Send a widget's custom message to its comm; returns at once."""
+        data = {"method": "custom", "content": content}
+        message = self._client.session.msg("comm_msg", {"comm_id": comm_id, "data": data})
+        message["header"]["subshell_id"] = subshell
+        self._client.shell_channel.send(message)
+
+    def restart(self) -> None:
+        """Restart the kernel, as the menu of a notebook does."""
+        self._manager.restart_kernel()
+        self._client.wait_for_ready(CELL_SECONDS)
 
     def close(self) -> None:
         """Shut the kernel down, as the Jupyter server does."""
@@ -106,6 +137,8 @@ def _reader(cell: Cell) -> Any:
             case "display_data" | "update_display_data":
                 cell.displays.append(content["data"])
                 cell.latest[content.get("transient", {}).get("display_id", "")] = content["data"]
+            case "comm_open" | "comm_msg" | "comm_close" as kind:
+                cell.comms.append({"type": kind, **content})
             case "error":
                 cell.error, cell.error_name = "\n".join(content["traceback"]), content["ename"]
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from txlab.engine.bus import EventBus
+from txlab.engine.bus import AdapterView, EventBus, LabView
 from txlab.engine.events import (
     AdapterCreated,
     PassCompleted,
@@ -16,6 +18,7 @@ from txlab.engine.events import (
     StepCompleted,
 )
 from txlab.lora.state import LoraConfig
+from txlab.notebook.views.frame import Frame, make_frame
 
 
 def decode(tokens: Sequence[int]) -> str:
@@ -48,3 +51,23 @@ def stream(bus: EventBus, prompt: str, text: str, number: int = 0, model_id: str
     drawn = encode(text)
     logprobs = np.zeros(len(drawn), np.float32)
     bus.publish(SampleProgress((number, 0), model_id, encode(prompt), drawn, logprobs, ended=False))
+
+
+def view(adapters: int = 1, points: int = 100, spike: float | None = None, **more: Any) -> LabView:
+    """A lab with adapters whose loss falls over ``points`` steps, with one ``spike`` in the middle if asked for."""
+    steps = np.arange(1.0, points + 1)
+    loss = 4 * np.exp(-3 * steps / points)
+    if spike is not None:
+        loss[points // 2] = spike
+    columns = [steps, steps * 100, steps * 2, loss]
+    curves = {"loss": np.column_stack(columns), "reward": np.column_stack([*columns[:3], -loss])}
+    made = tuple(
+        AdapterView(f"5f0c9d3e:train:{i}", f"adapter-{i:02d}", LoraConfig(16), 12_345_678, curves=curves, step=points)
+        for i in range(adapters)
+    )
+    return LabView(1, made, (), 3, 4.5, **more)
+
+
+def frame(adapters: int = 1, points: int = 100, spike: float | None = None, **more: Any) -> Frame:
+    """A frame of such a lab; ``more`` are fields of it."""
+    return replace(make_frame(view(adapters, points, spike), decode, "base/model", "http://127.0.0.1:1"), **more)

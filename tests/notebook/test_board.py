@@ -1,4 +1,4 @@
-"""The board's thread: what it draws when, and that it never harms who publishes."""
+"""The board: what it draws when and for whom, what its controls come to, and that it never harms who publishes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ import pytest
 from tests.notebook.synthetic import decode, train
 from txlab.engine.bus import EventBus
 from txlab.notebook import board as board_module
-from txlab.notebook.board import Board
+from txlab.notebook.board import MAX_BOARDS, Board, Boards
+from txlab.notebook.errors import TxlabError
+from txlab.notebook.panel import Action
+
+PICTURE = "image/svg+xml"
 
 
 class Display:
-    """Stands for a notebook's display: keeps the bundles and says when one came."""
+    """Stands for a notebook's displays: keeps the bundles and says when one came."""
 
     def __init__(self) -> None:
         self.bundles: list[dict[str, str]] = []
@@ -43,14 +47,37 @@ def display(monkeypatch: pytest.MonkeyPatch) -> Display:
     return shown
 
 
-def test_events_are_drawn_and_the_last_picture_is_static(display: Display) -> None:
-    bus = EventBus()
-    board = Board(bus, decode, "base/model", "http://x")
+def make_board(bus: EventBus, controls: Any = None) -> Board:
+    board = Board(bus, decode, "base/model", "http://x", controls)
     board.show()
+    return board
+
+
+def look_at(board: Board, page: str = "page") -> None:
+    """What a page says that begins to show the board."""
+    board._panel._receive(None, {"hello": page}, [])
+
+
+def wait_for_region(board: Board, region: str, text: str) -> None:
+    """Until the page would show ``text``."""
+    deadline = time.monotonic() + 20
+    while text not in getattr(board._panel._widget, f"html_{region}"):
+        assert time.monotonic() < deadline, f"{text!r} was never shown"
+        time.sleep(0.01)
+
+
+# --------------------------------------------------------------------------------------- pictures
+
+
+def test_where_no_page_looks_the_picture_is_live_and_the_last_one_static(display: Display) -> None:
+    bus = EventBus()
+    board = make_board(bus)
+    before = board._panel._widget.html_adapters
     train(bus, "pirate", steps=5)
     display.wait_for("text/html", "pirate")
+    assert board._panel._widget.html_adapters == before, "nothing is drawn for nobody"
     board.close()
-    assert set(display.bundles[-1]) == {"image/svg+xml", "text/plain"}
+    assert set(display.bundles[-1]) == {PICTURE, "text/plain"}
     count = len(display.bundles)
     train(bus, "later", steps=5)
     board.close()
@@ -60,37 +87,52 @@ def test_events_are_drawn_and_the_last_picture_is_static(display: Display) -> No
 def test_events_between_two_pictures_share_the_next(display: Display, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(board_module, "FRAME_SECONDS", 3600.0)
     bus = EventBus()
-    board = Board(bus, decode, "base/model", "http://x")
-    board.show()
+    board = make_board(bus)
     train(bus, "pirate", steps=5)
     display.wait_for("text/html", "pirate")
     train(bus, "later", steps=2000)
     time.sleep(0.2)
     assert "later" not in display.bundles[-1]["text/html"]
+    count = len(display.bundles)
     board.close()  # does not wait for the next picture's time
-    assert len(display.bundles) == 4  # the style, the first, one live, the last
-    assert "later" in display.bundles[-1]["image/svg+xml"]
+    assert len(display.bundles) == count + 2  # the widget's output is emptied, the picture is drawn
+    assert "later" in display.bundles[-1][PICTURE]
 
 
 def test_a_quiet_board_is_static_until_something_happens(display: Display, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(board_module, "QUIET_SECONDS", 0.05)
     monkeypatch.setattr(board_module, "FRAME_SECONDS", 0.01)
     bus = EventBus()
-    board = Board(bus, decode, "base/model", "http://x")
-    board.show()
+    board = make_board(bus)
     train(bus, "pirate", steps=5)
-    display.wait_for("image/svg+xml", "pirate")
+    display.wait_for(PICTURE, "pirate")
     train(bus, "second", steps=5)
     display.wait_for("text/html", "second")
     board.close()
 
 
+def test_a_page_that_looks_gets_regions_and_the_picture_rests(display: Display) -> None:
+    bus = EventBus()
+    board = make_board(bus)
+    look_at(board)
+    display.wait_for(PICTURE, "svg")  # what the notebook holds if it is saved now
+    train(bus, "pirate", steps=5)
+    wait_for_region(board, "adapters", "pirate")
+    assert "pirate" not in display.bundles[-1][PICTURE]
+    board.close()
+    assert "pirate" in display.bundles[-1][PICTURE]
+
+
 def test_a_board_that_cannot_draw_harms_nobody(display: Display, monkeypatch: pytest.MonkeyPatch) -> None:
     bus = EventBus()
-    board = Board(bus, decode, "base/model", "http://x")
-    board.show()
-    monkeypatch.setattr(display, "update", lambda *_, **__: 1 / 0)
-    train(bus, "pirate", steps=5)
+    board = make_board(bus)
+    failed = threading.Event()
+    with monkeypatch.context() as broken:
+        broken.setattr(display, "update", lambda *_, **__: (failed.set(), 1 / 0))
+        train(bus, "pirate", steps=5)
+        assert failed.wait(20)
+    train(bus, "later", steps=5)
+    display.wait_for("text/html", "later")
     board.close()
     assert bus.view().adapters[0].step == 5
 
@@ -98,7 +140,71 @@ def test_a_board_that_cannot_draw_harms_nobody(display: Display, monkeypatch: py
 def test_a_terminal_gets_text_once(capsys: pytest.CaptureFixture[str]) -> None:
     bus = EventBus()
     train(bus, "pirate", steps=5)
-    board = Board(bus, decode, "base/model", "http://x")
-    board.show()
+    board = make_board(bus)
     board.close()
     assert "pirate" in capsys.readouterr().out
+
+
+# --------------------------------------------------------------------------------------- controls
+
+
+def test_a_setting_is_drawn_at_once(display: Display, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(board_module, "FRAME_SECONDS", 3600.0)
+    bus = EventBus()
+    train(bus, "pirate", steps=5)
+    board = make_board(bus)
+    look_at(board)
+    board._act(Action("smoothing", "0.5"))
+    wait_for_region(board, "settings", 'value="0.5"')
+    board.close()
+
+
+def refuse(_: Action) -> str:
+    raise TxlabError("There is no step 7.")
+
+
+@pytest.mark.parametrize(
+    ("control", "notice"),
+    [
+        (lambda _: "paused", ">pirate: paused<"),
+        (refuse, ">There is no step 7.<"),
+        (lambda _: 1 / 0, ">pirate: pause failed: "),
+    ],
+)
+def test_what_a_control_comes_to_is_said(display: Display, control: Any, notice: str) -> None:
+    bus = EventBus()
+    train(bus, "pirate", steps=5)
+    board = make_board(bus, {"pause": control})
+    look_at(board)
+    board._act(Action("pause", target="pirate"))
+    wait_for_region(board, "head", notice)
+    board.close()
+
+
+# ---------------------------------------------------------------------------------- several boards
+
+
+def shown_in(boards: Boards, bus: EventBus) -> Board:
+    board = Board(bus, decode, "base/model", "http://x")
+    boards.show(board)
+    return board
+
+
+def test_boards_live_side_by_side_and_the_oldest_freezes(display: Display) -> None:
+    bus, boards = EventBus(), Boards()
+    shown = [shown_in(boards, bus) for _ in range(MAX_BOARDS + 1)]
+    assert [board._thread.is_alive() for board in shown] == [False, *[True] * MAX_BOARDS]
+    boards.close()
+    assert not any(board._thread.is_alive() for board in shown)
+    boards.close()
+
+
+def test_a_board_whose_output_is_gone_freezes_when_the_next_comes(display: Display) -> None:
+    bus, boards = EventBus(), Boards()
+    gone, kept, unseen = (shown_in(boards, bus) for _ in range(3))
+    for board in (gone, kept):
+        look_at(board)
+    gone._panel._receive(None, {"bye": "page"}, [])
+    new = shown_in(boards, bus)
+    assert [board._thread.is_alive() for board in (gone, kept, unseen, new)] == [False, True, True, True]
+    boards.close()

@@ -1,112 +1,67 @@
-"""The board in a real JupyterLab in headless Chromium: live, finished, and in the reopened notebook."""
+"""The board in a real notebook in headless Chromium: live, two at once, closed, and in the reopened notebook."""
 
 from __future__ import annotations
 
-import json
-import secrets
-import shutil
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator
+import importlib.util
 from pathlib import Path
 
-import nbformat
 import pytest
 
-from tests.notebook.conftest import free_port
+from tests.notebook.browser import CHROMIUM, browser_page, jupyter
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
 CELLS = (
     "%load_ext txlab\nlab = %txserve {model}",
-    "import time, tinker\nfrom tinker import types\n"
+    "import os, time, tinker\nfrom tinker import types\n"
     "client = tinker.ServiceClient().create_lora_training_client(base_model=lab.model, rank=4, seed=1,"
-    " user_metadata={{'name': '<pupil>'}}).result()\nboard = lab.board()",
+    " user_metadata={{'name': '<pupil>'}}).result()\nfirst = lab.board()",
+    "second = lab.board()",
     "datum = types.Datum(\n"
     "    model_input=types.ModelInput.from_ints([5, 6, 7]), loss_fn_inputs={{'target_tokens': [6, 7, 8]}})\n"
-    "for _ in range(60):\n"
+    "while not os.path.exists('enough'):\n"
     "    client.forward_backward([datum], 'cross_entropy').result()\n"
     "    client.optim_step(types.AdamParams(learning_rate=1e-3)).result()\n"
     "    time.sleep(0.1)",
-    "board.close()",
+    "first.close()\nprint('closed', first._panel.alive, second._panel.alive)",
 )
-IDLE = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
-BOARD = ".jp-OutputArea-output svg.txlab"
-CHANGED = "([board, before]) => document.querySelector(board)?.textContent !== before"
+CHANGED = "before => document.querySelector('.txlab-alive .adapters').textContent !== before"
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
 
-@pytest.fixture
-def jupyterlab(tiny_llama: Path, lab_env: dict[str, str], tmp_path: Path) -> Iterator[str]:
-    """Address of a JupyterLab that has the notebook ``one.ipynb``."""
-    cells = [nbformat.v4.new_code_cell(code.format(model=tiny_llama)) for code in CELLS]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    root = tmp_path / "root"
-    root.mkdir()
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), root / "one.ipynb")
-    settings = tmp_path / "settings" / "@jupyterlab" / "apputils-extension"
-    settings.mkdir(parents=True)
-    (settings / "notification.jupyterlab-settings").write_text(json.dumps({"fetchNews": "false"}))
-    own = {"JUPYTERLAB_SETTINGS_DIR": settings.parent.parent, "JUPYTERLAB_WORKSPACES_DIR": tmp_path / "workspaces"}
-    own |= {"JUPYTER_CONFIG_DIR": tmp_path / "config", "JUPYTER_RUNTIME_DIR": tmp_path / "runtime"}
-    port, token = free_port(), secrets.token_hex(8)
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}"]
-    command += ["--expose-app-in-browser", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={root}"]
-    with (tmp_path / "log").open("w") as log:
-        env = lab_env | {name: str(folder) for name, folder in own.items()}
-        server = subprocess.Popen(command, env=env, stdout=log, stderr=log)
-        try:
-            _wait_for(f"http://127.0.0.1:{port}/api/status?token={token}")
-            yield f"http://127.0.0.1:{port}/lab/tree/one.ipynb?token={token}&reset"
-        finally:
-            server.terminate()
-            server.wait(30)
+def needs_notebook(app: str) -> object:
+    missing = importlib.util.find_spec("notebook") is None
+    return pytest.param(app, marks=pytest.mark.skipif(missing, reason="Notebook 7 is not installed"))
 
 
-def _wait_for(url: str) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=2)
-            return
-        except OSError:
-            assert time.monotonic() < deadline, "JupyterLab did not start"
-            time.sleep(0.2)
-
-
-def test_the_board_live_finished_and_reopened(jupyterlab: str, tmp_path: Path):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1280, "height": 1600})
-        page.set_default_timeout(120_000)
-        errors: list[str] = []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(jupyterlab)
-        page.wait_for_function(IDLE)
-        page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells'); 0")
-
-        live = page.locator(BOARD)
-        live.get_by_text("training", exact=True).or_(live.get_by_text("queued", exact=True)).first.wait_for()
-        before = live.text_content()
+@pytest.mark.parametrize("app", ["lab", needs_notebook("notebook")])
+def test_boards_live_closed_and_reopened(app: str, tiny_llama: Path, lab_env: dict[str, str], tmp_path: Path):
+    cells = [code.format(model=tiny_llama) for code in CELLS]
+    with (
+        jupyter(tmp_path, lab_env, cells, app) as url,
+        browser_page(url, tmp_path / "root" / "one.ipynb") as notebook,
+    ):
+        page = notebook.page
+        boards = page.locator(".txlab-alive")
+        pictures = page.locator('.jp-OutputArea-output img[src^="data:image/svg+xml"]')
+        notebook.run_all()
+        boards.nth(1).wait_for()
+        before = boards.first.locator(".adapters").text_content()
         assert "<pupil>" in before, "names are text, not markup"
-        page.wait_for_function(CHANGED, arg=[BOARD, before])
+        page.wait_for_function(CHANGED, arg=before)
         assert page.get_by_text("[*]:").count() > 0, "the cell is still busy"
+        assert pictures.filter(visible=True).count() == 0
+        (tmp_path / "root" / "enough").touch()
 
-        picture = page.locator('.jp-OutputArea-output img[src^="data:image/svg+xml"]')
-        picture.wait_for()
-        page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
-        page.wait_for_timeout(1500)
-        page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
-        page.goto(jupyterlab)
-        picture.wait_for()
-        assert picture.evaluate("image => image.naturalWidth") > 500
-        assert page.get_by_text("Error displaying widget").count() == 0
-        browser.close()
-    assert errors == []
-    saved = nbformat.read(tmp_path / "root" / "one.ipynb", 4)
-    assert [o for cell in saved.cells for o in cell.outputs if o.output_type == "error"] == []
+        page.get_by_text("closed False True").wait_for()
+        pictures.first.wait_for()
+        assert boards.count() == 1, "the other one lives on"
+        saved = notebook.save()
+        assert [o for cell in saved.cells for o in cell.get("outputs", []) if o.output_type == "error"] == []
+        notebook.shut_down()
+        pictures.nth(1).wait_for()  # in the open notebook as well
+
+        notebook.open()
+        page.get_by_text("Error displaying widget").wait_for(state="attached")
+        pictures.nth(1).wait_for()
+        assert page.get_by_text("Error displaying widget").filter(visible=True).count() == 0
+        assert pictures.first.evaluate("image => image.naturalWidth") > 500

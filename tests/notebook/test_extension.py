@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import txlab
-from tests.notebook.kernels import Kernel
+from tests.notebook.conftest import free_port
+from tests.notebook.kernels import Kernel, open_kernel
 
 TRAIN = """
 import tinker
@@ -100,3 +101,23 @@ def test_wrong_options_fail_the_cell(kernel: Kernel, line: str) -> None:
     cell = kernel.run(line)
     assert cell.error_name == "TxlabError"
     assert f"{line.split()[0]}? shows" in cell.error
+
+
+def test_loaded_twice_reloaded_and_unloaded(kernel: Kernel) -> None:
+    kernel.ok("%load_ext txlab\n%load_ext txlab\n%reload_ext txlab\n%reload_ext txlab")
+    assert kernel.complete("%txserve --lo") == ["%txserve --loop"]
+    kernel.ok("%unload_ext txlab")
+    for gone in ("%txstatus", "%%txsample\ntext"):
+        cell = kernel.run(gone)
+        assert "not found" in cell.text + cell.error
+    assert "%txserve --loop" not in kernel.complete("%txserve --lo")
+    kernel.ok("%load_ext txlab\n%txhelp")
+
+
+def test_a_restarted_kernel_serves_on_the_same_port(lab_env: dict[str, str], tiny_llama: Path) -> None:
+    serve = f"%load_ext txlab\nlab = %txserve {tiny_llama} --port {free_port()}"
+    with open_kernel(lab_env) as kernel:
+        kernel.ok(serve)
+        kernel.restart()
+        assert kernel.run("lab").error_name == "NameError"
+        kernel.ok(serve)

@@ -132,3 +132,27 @@ def test_loops_that_cannot_be_had_here() -> None:
         for name, message in {"control": "only in a Jupyter kernel", "turbo": "no loop 'turbo'"}.items():
             with pytest.raises(TxlabError, match=message):
                 Host(App(), listener, name, before_stop=lambda: None)
+
+
+async def here() -> str:
+    return threading.current_thread().name
+
+
+async def broken() -> None:
+    raise KeyError("x")
+
+
+def test_work_runs_on_the_servers_loop(hosted: tuple[Host, str]) -> None:
+    host = hosted[0]
+    assert host.run(here()) == "txlab-server"
+    with pytest.raises(KeyError):
+        host.run(broken())
+
+    async def waits_for_itself() -> str:
+        return host.run(here())
+
+    with pytest.raises(TxlabError, match="it is the one that asks"):
+        host.run(waits_for_itself())
+    host.stop()
+    with pytest.raises(TxlabError, match="it has stopped"):
+        host.run(here())

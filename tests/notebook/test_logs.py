@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from txlab.notebook.logs import LogBuffer
+from txlab.notebook.logs import LogBuffer, Logs
 
 
 def test_records_go_to_the_buffer_and_nowhere_else(caplog: pytest.LogCaptureFixture) -> None:
@@ -19,3 +19,12 @@ def test_records_go_to_the_buffer_and_nowhere_else(caplog: pytest.LogCaptureFixt
     assert buffer.tail(1).endswith("record 4")
     assert buffer.tail(0) == ""
     assert caplog.messages == ["afterwards"]
+
+
+def test_they_show_themselves_with_what_went_wrong_in_colour() -> None:
+    logs = Logs("12:00:00 INFO    txlab: <b>\n12:00:01 ERROR   txlab: no\n12:00:02 INFO    uvicorn: ERROR said")
+    assert repr(logs) == logs
+    html = logs._repr_html_()
+    assert "12:00:00 INFO    txlab: &lt;b&gt;\n<span" in html
+    assert html.count("<span") == 1
+    assert 'tabindex="0"' in html, "what scrolls can be scrolled by keys"

@@ -26,7 +26,7 @@ from txlab.lora.bank import AdapterBank
 
 ROW_WIDTH = 16  # the narrowest row of a loss that looks across positions
 CROSS_ENTROPY = LOSSES["cross_entropy"]
-OWN_METRICS = ("loss:sum", "tokens:sum")  # of every pass; what else its loss tells is drawn by name
+OWN_METRICS = ("loss:sum", "tokens:sum", "weights:sum")  # the loss and what it is a sum over; others are drawn by name
 
 
 @dataclass(slots=True, eq=False)

@@ -14,5 +14,5 @@ def find_adapter(adapters: Sequence[AdapterView], name: str) -> AdapterView:
     found = [one for one in there if name in (one.name, one.model_id)]
     if not found:
         names = ", ".join(dict.fromkeys(repr(one.name or one.model_id) for one in there)) or "none yet"
-        raise TxlabError(f"There is no adapter {name!r}. Adapters: {names}; without a name the base is sampled.")
+        raise TxlabError(f"There is no adapter {name!r}. Adapters: {names}.")
     return found[-1]

@@ -7,10 +7,10 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import uvicorn
 
@@ -20,6 +20,8 @@ from txlab.notebook.loops import LOOPS, choose_loop, heartbeat
 SWITCH_SECONDS = 0.001  # how long a computing cell may hold the interpreter; Python's 5 ms would delay every request
 GRACE_SECONDS = 1  # for requests still held when the server stops
 STOP_SECONDS = 5.0
+
+T = TypeVar("T")
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -68,6 +70,7 @@ class Host:
             ),
             before_stop,
         )
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._stack = ExitStack()
 
     def start(self) -> None:
@@ -80,9 +83,23 @@ class Host:
             asyncio.run_coroutine_threadsafe(self._server.open(self._listener), loop).result()
             stack.callback(self._close, loop)
             self._stack = stack.pop_all()
+        self._loop = loop
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run ``work`` on the server's loop, where all of the server's state belongs, and wait for what it returns.
+
+        Any thread may wait, the loop's own only where that is the cells' loop. Raises what ``work`` raises, and
+        TxlabError where the server does not run, or its loop would wait for itself.
+        """
+        loop = self._loop
+        if loop is None or not loop.is_running() or (self.loop_name != "main" and _runs_here(loop)):
+            work.close()
+            raise TxlabError("The server's loop cannot take this up: it has stopped, or it is the one that asks.")
+        return asyncio.run_coroutine_threadsafe(work, loop).result()
 
     def stop(self) -> None:
         """End every request and free the port; returns when it is free. A second call does nothing."""
+        self._loop = None
         self._stack.close()
 
     def _close(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -90,6 +107,12 @@ class Host:
         if loop.is_running():  # a kernel on its way out has stopped its loops already
             with suppress(FutureTimeoutError):
                 asyncio.run_coroutine_threadsafe(self._server.closed(), loop).result(STOP_SECONDS)
+
+
+def _runs_here(loop: asyncio.AbstractEventLoop) -> bool:
+    with suppress(RuntimeError):
+        return asyncio.get_running_loop() is loop
+    return False
 
 
 class _Server(uvicorn.Server):

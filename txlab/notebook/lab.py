@@ -9,28 +9,40 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from txlab.config import ServerSettings, Settings
 from txlab.engine.bus import EventBus, LabView
-from txlab.notebook.board import Board
+from txlab.notebook.access import Access
+from txlab.notebook.board import Board, Boards
+from txlab.notebook.controls import Controls
+from txlab.notebook.datums import Faces
 from txlab.notebook.errors import TxlabError
 from txlab.notebook.exchange import Exchange
+from txlab.notebook.history import Histories, keep_history
 from txlab.notebook.host import Host, bind
-from txlab.notebook.logs import LogBuffer
+from txlab.notebook.logs import LogBuffer, Logs
 from txlab.notebook.loops import choose_loop
 from txlab.notebook.losses import OwnLosses
+from txlab.notebook.own_client import OwnClient
+from txlab.notebook.pins import Pins
+from txlab.notebook.playground import Playing
+from txlab.notebook.report import Reports
+from txlab.notebook.runs import Inventory
 from txlab.notebook.samples import Sampling
 from txlab.notebook.served import Served
+from txlab.notebook.steering import board_controls
+from txlab.notebook.texts import Text
+from txlab.notebook.views.status_html import lab_html, status_html, stopped_html
 from txlab.notebook.views.text import render_table
+from txlab.proxy import announce
 
 if TYPE_CHECKING:
     from txlab.models.base import BaseModel
 
 
-class Lab(OwnLosses, Sampling, Exchange):
+class Lab(Access, OwnLosses, Sampling, Exchange, Reports, Faces, Histories, Controls, Inventory, Playing):
     """A running server and what it serves. Made by ``txlab.serve(...)`` or ``%txserve``.
 
     ``Lab.current`` is the one that runs in this process, None where none does.
@@ -46,7 +58,7 @@ class Lab(OwnLosses, Sampling, Exchange):
         self.api_key = ""
         self._log = LogBuffer()
         self._bus = EventBus()
-        self._board: Board | None = None
+        self._boards = Boards()
         self._started = 0.0
         self._stack = ExitStack()
 
@@ -78,9 +90,13 @@ class Lab(OwnLosses, Sampling, Exchange):
         self.api_key = make_api_key(server.api_key)
         stack.enter_context(self._log.capture())
         base = load_model(self.settings)
+        self._tokenizer = base.tokenizer
         port = listener.getsockname()[1]
-        self._served = self._launch(base, listener, replace(server, port=port, api_key=self.api_key), stack)
         self.url = f"http://{_in_url(server.host)}:{port}"
+        self._served = self._launch(base, listener, replace(server, port=port, api_key=self.api_key), stack)
+        self._pins = Pins(self._bus, self._served.engine)
+        stack.callback(self._pins.close)
+        stack.enter_context(announce(self.url))
         stack.enter_context(environment({"TINKER_BASE_URL": self.url, "TINKER_API_KEY": self.api_key}))
 
     def _launch(self, base: BaseModel, listener: socket.socket, server: ServerSettings, stack: ExitStack) -> Served:
@@ -92,6 +108,7 @@ class Lab(OwnLosses, Sampling, Exchange):
         engine = Engine(base, self.settings.engine, self._bus)
         store = Store(self.settings.store.root)
         stack.callback(store.close)  # after the server, which records how its sessions end
+        stack.callback(keep_history(self._bus, store.records))
         app = create_app(engine, store, server)
         host = Host(app, listener, self.loop, before_stop=app.state.server.close)
         host.start()
@@ -100,11 +117,13 @@ class Lab(OwnLosses, Sampling, Exchange):
         engine.start()
         if self.settings.engine.warm_up:
             engine.warm_up()
-        return Served(base, engine, store, app.state.server, host)
+        own_client = OwnClient(self.url, self.api_key)
+        stack.callback(own_client.close)
+        return Served(base, engine, store, app.state.server, host, own_client)
 
     def _forget(self) -> None:
-        if self._board is not None:
-            self._board.close()
+        self._boards.close()
+        self._close_playground()
         self._served = None
         Lab.current = None
         atexit.unregister(self.stop)
@@ -127,7 +146,7 @@ class Lab(OwnLosses, Sampling, Exchange):
         batches = (0, 0) if self._served is None else self._served.engine.micro_batches
         return Status(self.running, self.model, self.url, self.loop, seconds, self._bus.view(), *batches)
 
-    def profile(self, rows: int = 8, length: int = 128, rank: int = 32, keep: str | Path | None = None) -> str:
+    def profile(self, rows: int = 8, length: int = 128, rank: int = 32, keep: str | Path | None = None) -> Text:
         """Take a training step apart: a report of where its time goes.
 
         The step is ``rows`` sequences of ``length`` random tokens with an adapter of its own, which is gone
@@ -144,30 +163,32 @@ class Lab(OwnLosses, Sampling, Exchange):
         engine = self._serving().engine
         folder = None if keep is None else Path(keep).expanduser()
         try:
-            return render_profile(run_profile(engine, StepShape(rows, length, rank), folder))
+            return Text(render_profile(run_profile(engine, StepShape(rows, length, rank), folder)))
         except (RequestError, RuntimeError) as error:
             problem = str(error)
         raise TxlabError(problem)  # here, so that a kernel that keeps its last error does not keep the engine
 
-    def logs(self, count: int = 50) -> str:
+    def logs(self, count: int = 50) -> Logs:
         """The last ``count`` lines of the server's log."""
         return self._log.tail(count)
 
     def board(self) -> Board:
-        """Show the live board in this cell. An older board keeps its last picture.
+        """Show a live board in this cell, with controls that act also while a cell runs.
 
-        Raises TxlabError where the lab is stopped.
+        Some boards live side by side; an older one keeps its last picture. Raises TxlabError where the lab is stopped.
         """
         tokenizer = self._serving().base.tokenizer
-        if self._board is not None:
-            self._board.close()
-        self._board = Board(self._bus, lambda tokens: str(tokenizer.decode(list(tokens))), self.model, self.url)
-        self._board.show()
-        return self._board
-
-    def exports(self) -> str:
-        """Shell lines that point a terminal's Tinker programs to this lab."""
-        return f"export TINKER_BASE_URL={self.url}\nexport TINKER_API_KEY={self.api_key}"
+        controls = board_controls(self, self.pins)
+        board = Board(
+            self._bus,
+            lambda tokens: str(tokenizer.decode(list(tokens))),
+            self.model,
+            self.url,
+            controls,
+            self.pins.view,
+        )
+        self._boards.show(board)
+        return board
 
     def __repr__(self) -> str:
         return (
@@ -177,12 +198,7 @@ class Lab(OwnLosses, Sampling, Exchange):
         )
 
     def _repr_html_(self) -> str:
-        if not self.running:
-            return f"<div>txlab: <b>{escape(self.model)}</b>, stopped</div>"
-        return (
-            f"<div>txlab serves <b>{escape(self.model)}</b> at <code>{escape(self.url)}</code> ({self.loop} loop)"
-            f"<details><summary>Use it from a terminal</summary><pre>{escape(self.exports())}</pre></details></div>"
-        )
+        return lab_html(self.model, self.url, self.loop, self.exports()) if self.running else stopped_html(self.model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,11 +217,17 @@ class Status:
     def __repr__(self) -> str:
         if not self.running:
             return f"txlab: {self.model}, stopped"
+        return "\n".join([*self._lines(), render_table(self.view.adapters)])
+
+    def _repr_html_(self) -> str:
+        return status_html(self._lines(), self.view) if self.running else stopped_html(self.model)
+
+    def _lines(self) -> list[str]:
         head = f"txlab serves {self.model} at {self.url} ({self.loop} loop) for {self.seconds:.0f} s"
         compiles = f"{self.view.compiles} programs compiled in {self.view.compile_seconds:.1f} s"
         beside = f", {self.train_streams} side by side" if self.train_streams > 1 else ""
         batches = f"micro-batches of up to {self.train_tokens} tokens{beside}{self._padding()}"
-        return "\n".join([head, f"{compiles}; {batches}", render_table(self.view.adapters)])
+        return [head, f"{compiles}; {batches}"]
 
     def _padding(self) -> str:
         if not self.view.trained_positions:

@@ -6,8 +6,33 @@ import logging
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html import escape
+
+from txlab.notebook.texts import Text
 
 LOGGERS = ("txlab", "uvicorn")
+_COLOURS = {
+    " WARNING ": "var(--jp-warn-color1, #b45309)",
+    " ERROR ": "var(--jp-error-color1, #b91c1c)",
+    " CRITICAL ": "var(--jp-error-color1, #b91c1c)",
+}
+
+
+class Logs(Text):
+    """Lines of a log, oldest first; a notebook shows warnings and errors in colour."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        lines = "\n".join(_coloured(line) for line in self.splitlines())
+        return f'<pre role="log" tabindex="0" style="max-height:24em;overflow:auto;margin:0">{lines}</pre>'
+
+
+def _coloured(line: str) -> str:
+    for level, colour in _COLOURS.items():
+        if level in line[:20]:  # the time and the level come first
+            return f'<span style="color:{colour}">{escape(line)}</span>'
+    return escape(line)
 
 
 class LogBuffer(logging.Handler):
@@ -22,9 +47,9 @@ class LogBuffer(logging.Handler):
         """Append a formatted record."""
         self._lines.append(self.format(record))
 
-    def tail(self, count: int) -> str:
+    def tail(self, count: int) -> Logs:
         """The last ``count`` records, oldest first."""
-        return "\n".join(list(self._lines)[-count:]) if count > 0 else ""
+        return Logs("\n".join(list(self._lines)[-count:]) if count > 0 else "")
 
     @contextmanager
     def capture(self) -> Iterator[None]:

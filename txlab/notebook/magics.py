@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 from argparse import Namespace
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
@@ -13,12 +12,19 @@ from IPython.core.magic_arguments import argument, magic_arguments, parse_argstr
 
 from txlab.notebook.errors import TxlabError
 from txlab.notebook.lab import Lab, Status, serve
+from txlab.notebook.logs import Logs
+from txlab.notebook.manual import Manual, example
 from txlab.notebook.samples import Samples
+from txlab.notebook.texts import Text
+
+if TYPE_CHECKING:
+    from txlab.notebook.board import Board
+    from txlab.notebook.playground import Playground
 
 
 @magics_class
 class LabMagics(Magics):
-    """``%txserve``, ``%%txsample``, ``%txstatus``, ``%txstop``, ``%txlogs``, ``%txprofile``."""
+    """The magics of the lab; ``%txhelp`` lists them."""
 
     @magic_arguments()
     @argument("model", nargs="?", help="Hugging Face name or local folder (default: SmolLM2-135M-Instruct)")
@@ -26,6 +32,7 @@ class LabMagics(Magics):
     @argument("--api-key", help="key that clients must send (default: a random one)")
     @argument("--loop", default="auto", choices=("auto", "control", "main", "thread"), help="loop that serves")
     @argument("--restart", action="store_true", help="stop a running lab first")
+    @example("lab = %txserve Qwen/Qwen3-0.6B")
     @line_magic
     def txserve(self, line: str) -> Lab:
         """Serve a base model from this kernel and point the Tinker SDK to it; returns the lab.
@@ -34,6 +41,72 @@ class LabMagics(Magics):
         """
         args = _parse(self.txserve, line)
         return serve(_unquoted(args.model), port=args.port, api_key=args.api_key, loop=args.loop, restart=args.restart)
+
+    @magic_arguments()
+    @example("%txstop")
+    @line_magic
+    def txstop(self, line: str) -> Lab | None:
+        """Stop the server; free its port and the device memory. Returns the lab that ran."""
+        _parse(self.txstop, line)
+        lab = Lab.current
+        if lab is not None:
+            lab.stop()
+        return lab
+
+    @magic_arguments()
+    @example("%txstatus")
+    @line_magic
+    def txstatus(self, line: str) -> Status:
+        """What runs and what it does: the server, and a row per adapter."""
+        _parse(self.txstatus, line)
+        return _running().status()
+
+    @magic_arguments()
+    @argument("-n", "--lines", type=int, default=50, help="how many lines (default: 50)")
+    @example("%txlogs -n 20")
+    @line_magic
+    def txlogs(self, line: str) -> Logs:
+        """The server's latest log lines."""
+        lines = _parse(self.txlogs, line).lines
+        return _running().logs(lines)
+
+    @magic_arguments()
+    @example("board = %txboard")
+    @line_magic
+    def txboard(self, line: str) -> Board:
+        """Show the live board: adapters, their curves, and what they say."""
+        _parse(self.txboard, line)
+        return _running().board()
+
+    @magic_arguments()
+    @example("%txplay")
+    @line_magic
+    def txplay(self, line: str) -> Playground:
+        """Open the playground: one prompt, answered by several adapters side by side."""
+        _parse(self.txplay, line)
+        return _running().playground()
+
+    @magic_arguments()
+    @argument("--rows", type=int, default=8, help="sequences in the step (default: 8)")
+    @argument("--length", type=int, default=128, help="tokens of each (default: 128)")
+    @argument("--rank", type=int, default=32, help="rank of the adapter (default: 32)")
+    @argument("--keep", metavar="FOLDER", help="keep the trace there, for Perfetto or XProf")
+    @example("%txprofile --rows 4 --length 512")
+    @line_magic
+    def txprofile(self, line: str) -> Text:
+        """Take a training step on random tokens apart, and tell where its time goes."""
+        args = _parse(self.txprofile, line)
+        return _running().profile(args.rows, args.length, args.rank, _unquoted(args.keep))
+
+    @magic_arguments()
+    @argument("magic", nargs="?", help="show the options of this one (default: a table of all)")
+    @example("%txhelp txserve")
+    @line_magic
+    def txhelp(self, line: str) -> Manual | Text:
+        """What the magics of the lab are for, each with an example."""
+        name = _unquoted(_parse(self.txhelp, line).magic)
+        manual = Manual.of(LabMagics)
+        return manual if name is None else manual.page(name)
 
     @magic_arguments()
     @argument("adapter", nargs="?", help="its name or run id (default: the base model)")
@@ -45,6 +118,7 @@ class LabMagics(Magics):
     @argument("--top-p", type=float, default=1.0, help="draw from the likeliest of this probability (default: 1)")
     @argument("--seed", type=int, help="the same one gives the same texts")
     @argument("--stop", action="append", help="a text that ends a sample; may come several times")
+    @example("%%txsample pirate -n 2 --chat")
     @cell_magic
     def txsample(self, line: str, cell: str) -> Samples:
         """Continue the text of the cell with an adapter as it is now, or with the base model."""
@@ -62,48 +136,20 @@ class LabMagics(Magics):
             stop=args.stop and [_unquoted(stop) for stop in args.stop],
         )
 
-    @line_magic
-    def txstatus(self, line: str) -> Status:
-        """What runs and what it does: the server, and a row per adapter."""
-        return _running().status()
-
-    @line_magic
-    def txstop(self, line: str) -> None:
-        """Stop the server; free its port and the device memory."""
-        if Lab.current is not None:
-            Lab.current.stop()
-
-    @magic_arguments()
-    @argument("-n", "--lines", type=int, default=50, help="how many lines (default: 50)")
-    @line_magic
-    def txlogs(self, line: str) -> None:
-        """Print the server's latest log lines."""
-        lines = _parse(self.txlogs, line).lines
-        print(_running().logs(lines))
-
-    @magic_arguments()
-    @argument("--rows", type=int, default=8, help="sequences in the step (default: 8)")
-    @argument("--length", type=int, default=128, help="tokens of each (default: 128)")
-    @argument("--rank", type=int, default=32, help="rank of the adapter (default: 32)")
-    @argument("--keep", metavar="FOLDER", help="keep the trace there, for Perfetto or XProf")
-    @line_magic
-    def txprofile(self, line: str) -> None:
-        """Take a training step on random tokens apart, and print where its time goes."""
-        args = _parse(self.txprofile, line)
-        print(_running().profile(args.rows, args.length, args.rank, _unquoted(args.keep)))
-
 
 def _parse(magic: Callable[..., Any], line: str) -> Namespace:
     """The arguments of a magic. A wrong one raises TxlabError: IPython's own UsageError does not fail a cell."""
     try:
         return parse_argstring(magic, line)
-    except UsageError as error:
+    except (UsageError, ValueError) as error:  # ValueError: a quote that is not closed
         raise TxlabError(f"{error} (%{magic.__name__}? shows what there is)") from None
 
 
 def _unquoted(word: str | None) -> str | None:
     """A word of a magic's line, whose quotes IPython keeps."""
-    return shlex.split(word)[0] if word else None
+    if word is not None and len(word) > 1 and word[0] == word[-1] and word[0] in "'\"":
+        return word[1:-1]
+    return word
 
 
 def _running() -> Lab:

@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, overload
 
-import numpy as np
-
-from txlab.engine.bus import AdapterView
-from txlab.engine.requests import (
-    CancelSample,
-    DropSnapshot,
-    FreezeAdapter,
-    RequestError,
-    Sample,
-    SampledSequence,
-    SampleResult,
-    SamplingParams,
-)
-from txlab.engine.validation import validate
-from txlab.notebook.adapters import find_adapter
-from txlab.notebook.errors import TxlabError
+from txlab.engine.requests import SampledSequence, SamplingParams
+from txlab.notebook.drafts import BASE, Ask, Draft, Source, find_sources, to_request, wait_for
 from txlab.notebook.served import LabPart
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from txlab.engine.engine import Engine
 
-BASE = "base"
 _TEXT = "white-space:pre-wrap;overflow-wrap:anywhere"
 
 
@@ -109,58 +91,21 @@ class Sampling(LabPart):
             TxlabError: the lab is stopped, there is no such adapter, or an argument is out of its range.
         """
         params = SamplingParams(max_tokens, temperature, top_k, top_p, seed, None if stop is None else tuple(stop))
-        return draw(self._serving().engine, self._bus.view().adapters, prompt, adapter, samples, params, chat)
+        ask = Ask(prompt, params, samples, chat)
+        (found,) = draw(self._serving().engine, ask, find_sources(self._bus.view().adapters, [adapter or BASE]))
+        return found
 
 
-def draw(
-    engine: Engine,
-    adapters: Sequence[AdapterView],
-    prompt: str,
-    adapter: str | None,
-    samples: int,
-    params: SamplingParams,
-    chat: bool = False,
-) -> Samples:
-    """Sample from an adapter as it is at this moment, or from the base, and wait; an interrupt frees its rows.
+def draw(engine: Engine, ask: Ask, sources: Sequence[Source]) -> tuple[Samples, ...]:
+    """Ask all at once, each as it is at this moment, and wait; an interrupt frees their rows.
 
-    Raises TxlabError where there is no such adapter, or the engine refuses the request.
+    Raises TxlabError where the engine refuses the request, or one of them fails.
     """
+    request = to_request(engine, ask)
+    drafts = [Draft(engine, request, source) for source in sources]
+    results = wait_for(engine, drafts)
     tokenizer = engine.base.tokenizer
-    known = None if adapter in (None, BASE) else find_adapter(adapters, str(adapter))
-    snapshot_id = None if known is None else f"lab-{secrets.token_hex(8)}"
-    request = Sample(snapshot_id, encode(tokenizer, prompt, chat), samples, params)
-    try:
-        validate(request, engine.limits)
-        if known is not None and snapshot_id is not None:
-            engine.ask(FreezeAdapter(known.model_id, snapshot_id)).result()
-        result = _sampled(engine, request)
-    except RequestError as error:
-        problem = str(error)
-    else:
-        texts = tuple(str(tokenizer.decode(one.tokens, skip_special_tokens=True)) for one in result.sequences)
-        return Samples(known.name if known else BASE, prompt, texts, result.sequences)
-    finally:
-        if snapshot_id is not None:
-            engine.ask(DropSnapshot(snapshot_id))
-    raise TxlabError(problem)
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool) -> np.ndarray:
-    """A text's tokens, (P,) int32; with ``chat`` as the user's turn of a conversation, in the model's own layout."""
-    if not chat:
-        return np.array(tokenizer.encode(prompt), np.int32)
-    if tokenizer.chat_template is None:
-        raise TxlabError("This base model has no chat template: sample without chat.")
-    turn = [{"role": "user", "content": prompt}]
-    return np.array(tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False), np.int32)
-
-
-def _sampled(engine: Engine, request: Sample) -> SampleResult:
-    future = engine.ask(request)
-    try:
-        result = future.result()
-    except KeyboardInterrupt:
-        engine.ask(CancelSample(request))
-        raise
-    assert isinstance(result, SampleResult)
-    return result
+    return tuple(
+        Samples(draft.source.name, ask.prompt, draft.texts(tokenizer), result.sequences)
+        for draft, result in zip(drafts, results, strict=True)
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from txlab.engine.engine import Engine
     from txlab.models.base import BaseModel
     from txlab.notebook.host import Host
+    from txlab.notebook.own_client import OwnClient
     from txlab.server.state import ServerState
     from txlab.store.store import Store
 
@@ -26,6 +29,7 @@ class Served:
     store: Store
     server: ServerState  # belongs to the host's loop: touch it there only
     host: Host
+    own_client: OwnClient
 
 
 class LabPart:
@@ -34,6 +38,17 @@ class LabPart:
     settings: Settings
     _bus: EventBus
     _served: Served | None = None  # None before the start and after the stop
+
+    @contextmanager
+    def _stored(self) -> Iterator[Store]:
+        """What is kept under the root, whether the lab runs or not."""
+        if self._served is not None:
+            yield self._served.store
+            return
+        from txlab.store.store import Store
+
+        with closing(Store(self.settings.store.root)) as store:
+            yield store
 
     def _serving(self) -> Served:
         """What is served. Raises TxlabError where the lab is stopped."""

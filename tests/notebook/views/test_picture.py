@@ -8,16 +8,18 @@ import pytest
 
 from tests.notebook.synthetic import decode, sample, stream, train
 from txlab.engine.bus import EventBus
-from txlab.engine.events import StateChanged
-from txlab.notebook.views.frame import Frame, make_frame
-from txlab.notebook.views.picture import render_svg, wrap
-from txlab.notebook.views.text import memory, number, render_text, sparkline
+from txlab.engine.events import EngineLoad, StateChanged, StepsKept
+from txlab.notebook.views.frame import BoardOptions, Frame, PinView, make_frame
+from txlab.notebook.views.picture import render_svg
+from txlab.notebook.views.text import render_text
 
 EVIL = "<script>alert('&')</script>"
 
 
-def frame(bus: EventBus, live: bool = True) -> Frame:
-    return make_frame(bus.view(), decode, "base/model", "http://127.0.0.1:1", live)
+def frame(
+    bus: EventBus, live: bool = True, options: BoardOptions | None = None, pins: tuple[PinView, ...] = ()
+) -> Frame:
+    return make_frame(bus.view(), decode, "base/model", "http://127.0.0.1:1", live, options, pins)
 
 
 def texts(svg: str) -> str:
@@ -26,8 +28,10 @@ def texts(svg: str) -> str:
     return "\n".join("".join(node.itertext()) for node in root.iter() if node.tag.endswith("}text"))
 
 
-def lines(svg: str) -> int:
-    return sum(node.tag.endswith("}polyline") for node in ElementTree.fromstring(svg).iter())
+def curves(svg: str) -> int:
+    """How many lines the chart has."""
+    paths = [node for node in ElementTree.fromstring(svg).iter() if node.tag.endswith("}path")]
+    return sum("line" in path.get("class", "").split() and "spark" not in path.get("class", "") for path in paths)
 
 
 @pytest.mark.parametrize("in_page", [True, False])
@@ -37,7 +41,7 @@ def test_any_number_of_adapters(adapters: int, in_page: bool) -> None:
     for i in range(adapters):
         train(bus, f"adapter-{i:02d}", steps=3)
     svg = render_svg(frame(bus), in_page)
-    assert lines(svg) == adapters
+    assert curves(svg) == adapters
     assert ("more adapters" in texts(svg)) == (adapters > 16)
     assert len(svg) < 100_000
 
@@ -46,7 +50,20 @@ def test_a_row_says_everything() -> None:
     bus = EventBus()
     train(bus, "pirate", steps=20)
     shown = texts(render_svg(frame(bus)))
-    for expected in ("pirate", "16", "20", "0.4863", "2,000", "12 MB", "idle", "base/model", "http://127.0.0.1:1"):
+    for expected in (
+        "pirate",
+        "16",
+        "all",
+        "20",
+        "0.4863",
+        "1e-4",
+        "1.000",
+        "2,000",
+        "12 MB",
+        "idle",
+        "base/model",
+        "http://127.0.0.1:1",
+    ):
         assert expected in shown
         assert expected in render_text(frame(bus))
 
@@ -121,7 +138,7 @@ def test_a_sequence_without_any_text_yet(text: str) -> None:
 def test_long_samples_are_cut() -> None:
     bus = EventBus()
     sample(bus, "p" * 10_000, "word " * 10_000)
-    assert len(render_svg(frame(bus))) < 10_000
+    assert len(render_svg(frame(bus))) < 20_000
 
 
 def test_a_failure_is_spelled_out() -> None:
@@ -147,37 +164,40 @@ def test_busy_adapters_are_shown_before_newer_idle_ones() -> None:
     assert "adapter-39" in text
 
 
-def test_wrap_breaks_at_spaces_and_counts_wide_characters() -> None:
-    assert [("aa bb cc"[s:e]) for s, e in wrap("aa bb cc", 5)] == ["aa bb", "cc"]
-    assert [("abcdefgh"[s:e]) for s, e in wrap("abcdefgh", 3)] == ["abc", "def", "gh"]
-    assert wrap("日本語", 4) == [(0, 2), (2, 3)]
-    assert wrap("", 4) == []
+def test_the_engine_says_how_busy_it_is() -> None:
+    bus = EventBus()
+    bus.publish(EngineLoad(queued=3, rows=8, max_rows=32, cache_bytes=10**8, max_cache_bytes=4 * 10**8))
+    for shown in (texts(render_svg(frame(bus))), render_text(frame(bus))):
+        for expected in ("queue", "8 of 32", "KV cache", "100 MB", "of 400 MB"):
+            assert expected in shown
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (None, "–"),
-        (0.0, "0.000"),
-        (3.14159, "3.142"),
-        (0.0376, "0.0376"),
-        (123.456, "123.5"),
-        (1e-5, "1.0e-05"),
-        (float("nan"), "nan"),
-    ],
-)
-def test_numbers(value: float | None, text: str) -> None:
-    assert number(value) == text
+def test_the_chart_is_the_one_that_was_chosen() -> None:
+    bus = EventBus()
+    train(bus, "seen", steps=20)
+    train(bus, "unseen", steps=20)
+    options = BoardOptions("grad_norm", "tokens", smoothing=0.5, hidden=frozenset({"unseen"}))
+    svg = render_svg(frame(bus, options=options))
+    assert "gradient norm" in texts(svg)
+    assert "trained tokens" in texts(svg)
+    assert curves(svg) == 2  # the faint one and the smoothed one
+    assert "<title>unseen</title>" not in svg
 
 
-@pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 B"), (1500, "1.5 kB"), (78_000, "78 kB"), (2_340_000_000, "2.3 GB")]
-)
-def test_memory(count: int, text: str) -> None:
-    assert memory(count) == text
+def test_pins_show_the_newest_texts() -> None:
+    bus = EventBus()
+    train(bus, "pirate", steps=2)
+    pin = PinView(1, "Who are\nyou?", (("pirate", 20, "Arr & me"), ("pirate", 10, "I am"), ("base", 20, "A model")))
+    shown = texts(render_svg(frame(bus, pins=(pin,))))
+    for expected in ("Who are ↵ you?", "pirate", "step 20", "Arr & me", "step 10", "I am", "base", "A model"):
+        assert expected in shown
+    text = render_text(frame(bus, pins=(pin,)))
+    assert "pinned: Who are ↵ you?\n  pirate, step 20: Arr & me\n  base, step 20: A model" in text
 
 
-def test_sparkline() -> None:
-    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
-    assert len(sparkline(range(1000), width=40)) == 40
-    assert sparkline([2.0, 2.0]) == "▁▁"
+def test_the_text_fits_a_terminal() -> None:
+    bus = EventBus()
+    train(bus, "a name that is much longer than anybody needs it to be for an adapter", steps=2)
+    bus.publish(StepsKept("a name that is much longer than anybody needs it to be for an adapter", (1, 2), 123_456_789))
+    pin = PinView(1, "p" * 500, (("pirate", 2, "word " * 500),))
+    assert max(map(len, render_text(frame(bus, pins=(pin,))).splitlines())) <= 122

@@ -1,27 +1,27 @@
-"""Curves as SVG: scales, ticks, downsampling. Pure functions of the points."""
+"""Charts of curves as SVG. Pure functions of the points."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
 import numpy as np
 
+from txlab.engine.adapter_history import LOSS, OWN_CURVES, AdapterView
+from txlab.notebook.views.axes import Axis, value_axis, value_label, x_axis, x_label
+from txlab.notebook.views.curves import Curve, adapter_curves, smooth, thin
+from txlab.notebook.views.frame import Frame, XKind
 from txlab.notebook.views.text import number
 
-LOG_RATIO = 30.0  # of the largest to the smallest value, from which on a log axis shows more
+MAX_LABELLED = 8  # curves with a value at their end; more would not be told apart
+LABEL_MARGIN = 58  # px that these take
 LABEL_GAP = 14.0  # px between labels at the ends of the curves
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """A named line; ``color`` is the CSS class of its stroke."""
-
-    name: str
-    color: str
-    points: np.ndarray  # (n, 2) float64, in order of x
+MAX_POINTS = 16_000  # of all curves of a chart together: many curves share the columns' width
+SPARK_COLUMNS = 16
+FINE = 10  # curves are drawn in tenths of a px, which are whole numbers, and so short
+X_TITLES: dict[XKind, str] = {"step": "step", "tokens": "trained tokens", "time": "time"}
+_METRIC_TITLES = {LOSS: "loss per token", "grad_norm": "gradient norm", "learning_rate": "learning rate"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,142 +35,136 @@ class Box:
 
 
 @dataclass(frozen=True, slots=True)
-class Axis:
-    """Maps values ``low..high`` to 0..1."""
+class ChartOptions:
+    """How curves are drawn. ``log`` None: a log axis where it shows more; ``labels``: a value at the end of each."""
 
-    low: float
-    high: float
-    ticks: tuple[float, ...]
-    log: bool = False
-
-    def place(self, values: np.ndarray) -> np.ndarray:
-        """Values as fractions of the axis."""
-        low, high = (math.log10(self.low), math.log10(self.high)) if self.log else (self.low, self.high)
-        return ((np.log10(values) if self.log else values) - low) / (high - low)
+    title: str = "loss per token"
+    x: XKind = "step"
+    smoothing: float = 0.0  # see ``curves.smooth``; the curve itself stays, faint
+    log: bool | None = None
+    labels: bool = True
+    empty: str = "The curves start with the first optim_step"
 
 
-def curve(name: str, color: str, points: np.ndarray) -> Curve:
-    """A curve of the finite points among ``points``."""
-    array = np.asarray(points, np.float64).reshape(-1, 2)
-    return Curve(name, color, array[np.isfinite(array).all(axis=1)])
+def board_chart(frame: Frame, space: Box) -> list[str]:
+    """SVG elements of the chart that the options of ``frame`` ask for, with all around it within ``space``."""
+    chosen, curves = frame.options, adapter_curves(frame.view.adapters, frame.options)
+    options = ChartOptions(
+        title=metric_title(chosen.metric),
+        x=chosen.x,
+        smoothing=chosen.smoothing,
+        log=chosen.log,
+        labels=0 < len(curves) <= MAX_LABELLED,
+        empty=_hint(frame),
+    )
+    right = LABEL_MARGIN if options.labels else 16
+    box = Box(space.left + 46, space.top + 24, space.width - 46 - right, space.height - 24 - 38)
+    return draw_chart(curves, box, options)
 
 
-def draw_chart(curves: Sequence[Curve], box: Box, labels: bool) -> list[str]:
-    """SVG elements of a chart of ``curves``, with a label at the end of each if ``labels``."""
-    filled = [c for c in curves if len(c.points)]
+def _hint(frame: Frame) -> str:
+    """What to do for a curve where there is none."""
+    metric, there = frame.options.metric, [a for a in frame.view.adapters if frame.options.metric in a.curves]
+    if there:
+        return "All curves are hidden: show one with the mark before an adapter's name"
+    if metric in OWN_CURVES:
+        return "The curves start with the first optim_step"
+    return f"No adapter has {metric} yet: lab.log(adapter, {metric}=...)"
+
+
+def metric_title(metric: str) -> str:
+    """What a metric is called above its chart."""
+    return _METRIC_TITLES.get(metric, metric)
+
+
+def draw_chart(curves: Sequence[Curve], box: Box, options: ChartOptions | None = None) -> list[str]:
+    """SVG elements of a chart: grid, curves, and a label at the end of each if the options ask for that.
+
+    Above ``box`` it takes 24 px, below 36, at its left 52, and at its right 60 where there are labels.
+    """
+    options = options or ChartOptions()
+    filled = [c for c in (_positive(curves) if options.log else curves) if len(c.points)]
     if not filled:
         x, y = box.left + box.width / 2, box.top + box.height / 2
-        return [f'<text class="mute mid" x="{x:g}" y="{y:g}">The curves start with the first optim_step</text>']
-    x_axis = step_axis(max(c.points[-1, 0] for c in filled))
-    y_axis = value_axis(np.concatenate([c.points[:, 1] for c in filled]))
-    parts = _grid(x_axis, y_axis, box)
-    parts += [_line(c, x_axis, y_axis, box) for c in filled]
-    return parts + (_end_labels(filled, x_axis, y_axis, box) if labels else [])
+        return [f'<text class="mute mid" x="{x:g}" y="{y:g}">{escape(options.empty)}</text>']
+    lines = [_smoothed(c, options.smoothing) for c in filled] if options.smoothing else filled
+    faint = filled if options.smoothing else []
+    across = x_axis(options.x, min(c.points[0, 0] for c in filled), max(c.points[-1, 0] for c in filled))
+    up = value_axis(np.concatenate([c.points[:, 1] for c in filled]), options.log)
+    column = max(1.0, 4 * box.width * len([*faint, *lines]) / MAX_POINTS)
+    many = ' class="many"' if len(filled) > MAX_LABELLED else ""
+    return [
+        *_grid(across, up, box, options),
+        f'<g{many} transform="scale({1 / FINE:g})">',
+        *(_line(c, across, up, box, column, "faint") for c in faint),
+        *(_line(c, across, up, box, column) for c in lines),
+        "</g>",
+        *(_end_labels(lines, across, up, box) if options.labels else ()),
+    ]
 
 
-# -------------------------------------------------------------------------------------- axes
+def _positive(curves: Sequence[Curve]) -> list[Curve]:
+    """What a log axis can show of them; all as it is where that is nothing."""
+    kept = [Curve(c.name, c.color, c.points[c.points[:, 1] > 0]) for c in curves]
+    return kept if any(len(c.points) for c in kept) else list(curves)
 
 
-def step_axis(last: float) -> Axis:
-    """From step 0 to the last one, with ticks at whole steps."""
-    high = max(last, 1.0)
-    step = max(1.0, _nice_step(high, 8))
-    return Axis(0.0, high, tuple(float(t) for t in np.arange(0.0, high + step * 1e-6, step)))
+def _smoothed(c: Curve, factor: float) -> Curve:
+    return Curve(c.name, c.color, np.column_stack([c.points[:, 0], smooth(c.points[:, 1], factor)]))
 
 
-def value_axis(values: np.ndarray) -> Axis:
-    """An axis around finite ``values`` (n,): logarithmic where all are positive and they span LOG_RATIO or more."""
-    low, high = float(values.min()), float(values.max())
-    if low > 0 and high / low >= LOG_RATIO:
-        return _log_axis(low, high)
-    if high - low < 1e-9 * max(abs(high), 1e-9):
-        pad = abs(high) * 0.1 or 1.0
-        low, high = low - pad, high + pad
-    elif 0 < low < 0.4 * high:
-        low = 0.0
-    step = _nice_step(high - low, 5)
-    low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
-    return Axis(low, high, tuple(low + i * step for i in range(round((high - low) / step) + 1)))
-
-
-def _log_axis(low: float, high: float) -> Axis:
-    """From 1, 2 or 5 times a decade to another, with ticks at decades; at each such number where decades are few."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    marks = [digit * 10.0**e for e in range(first, last + 1) for digit in (1.0, 2.0, 5.0)]
-    low = max((mark for mark in marks if mark <= low), default=low)
-    high = min((mark for mark in marks if mark >= high), default=high)
-    stride = max(1, math.ceil((last - first) / 6))
-    ticks = marks if last - first <= 2 else [10.0**e for e in range(first, last + 1, stride)]
-    return Axis(low, high, tuple(tick for tick in ticks if low <= tick <= high), log=True)
-
-
-def _nice_step(span: float, count: int) -> float:
-    """1, 2 or 5 times a power of ten, so that ``span`` has at most about ``count`` steps."""
-    power = 10.0 ** math.floor(math.log10(span / count))
-    return next((m * power for m in (1.0, 2.0, 5.0) if span / (m * power) <= count), 10.0 * power)
-
-
-def _grid(x_axis: Axis, y_axis: Axis, box: Box) -> list[str]:
+def _grid(x: Axis, y: Axis, box: Box, options: ChartOptions) -> list[str]:
     bottom, right = box.top + box.height, box.left + box.width
     parts = []
-    for tick, at in zip(y_axis.ticks, y_axis.place(np.array(y_axis.ticks)), strict=True):
-        y = bottom - at * box.height
-        parts.append(f'<path class="grid" d="M{box.left:g} {y:.1f}H{right:g}"/>')
-        parts.append(f'<text class="tick end" x="{box.left - 8:g}" y="{y + 4:.1f}">{_tick(tick)}</text>')
-    for tick, at in zip(x_axis.ticks, x_axis.place(np.array(x_axis.ticks)), strict=True):
-        x = box.left + at * box.width
-        parts.append(f'<text class="tick mid" x="{x:.1f}" y="{bottom + 17:g}">{tick:,.0f}</text>')
+    for tick, at in zip(y.ticks, y.place(np.array(y.ticks)), strict=True):
+        height = bottom - at * box.height
+        parts.append(f'<path class="grid" d="M{box.left:g} {height:.1f}H{right:g}"/>')
+        parts.append(f'<text class="tick end" x="{box.left - 8:g}" y="{height + 4:.1f}">{value_label(tick)}</text>')
+    for tick, at in zip(x.ticks, x.place(np.array(x.ticks)), strict=True):
+        across = box.left + at * box.width
+        parts.append(f'<text class="tick mid" x="{across:.1f}" y="{bottom + 17:g}">{x_label(options.x, tick)}</text>')
     parts.append(f'<path class="axis" d="M{box.left:g} {bottom:g}H{right:g}"/>')
-    scale = "loss per token, log scale" if y_axis.log else "loss per token"
-    parts.append(f'<text class="mute" x="{box.left:g}" y="{box.top - 12:g}">{scale}</text>')
-    parts.append(f'<text class="mute end" x="{right:g}" y="{bottom + 33:g}">step</text>')
+    title = escape(options.title) + (", log scale" if y.log else "")
+    parts.append(f'<text class="small mute" x="{box.left:g}" y="{box.top - 11:g}">{title}</text>')
+    parts.append(f'<text class="small mute end" x="{right:g}" y="{bottom + 33:g}">{X_TITLES[options.x]}</text>')
     return parts
-
-
-def _tick(value: float) -> str:
-    return f"{value:.4g}" if value == 0 or 1e-4 <= abs(value) < 1e6 else f"{value:.0e}"
 
 
 # -------------------------------------------------------------------------------------- lines
 
 
-def _line(c: Curve, x_axis: Axis, y_axis: Axis, box: Box) -> str:
-    pixels = _pixels(c.points, x_axis, y_axis, box)
+def _line(c: Curve, x: Axis, y: Axis, box: Box, column: float, css: str = "") -> str:
+    pixels = _pixels(c.points, x, y, box)
+    title = "" if css else f"<title>{escape(c.name)}</title>"
     if len(pixels) == 1:
-        (x, y) = pixels[0]
-        return f'<circle class="{c.color} dot" cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in thin(pixels).tolist())
-    return f'<polyline class="{c.color} line" points="{path}"><title>{escape(c.name)}</title></polyline>'
+        (across, height) = np.rint(pixels[0] * FINE).tolist()
+        return f'<circle class="{c.color} dot" cx="{across:.0f}" cy="{height:.0f}" r="{3 * FINE}">{title}</circle>'
+    return f'<path class="{f"{c.color} line {css}".strip()}" d="{line_path(thin(pixels, column), FINE)}">{title}</path>'
 
 
-def _pixels(points: np.ndarray, x_axis: Axis, y_axis: Axis, box: Box) -> np.ndarray:
-    x = box.left + x_axis.place(points[:, 0]) * box.width
-    y = box.top + (1.0 - y_axis.place(points[:, 1])) * box.height
-    return np.stack([x, y], axis=1)  # (n, 2)
+def line_path(pixels: np.ndarray, fine: int = 1) -> str:
+    """The ``d`` of a line through (n, 2) ``pixels``, in whole ``fine``-ths of a px."""
+    corners = np.rint(pixels * fine).astype(np.int64)
+    steps = np.diff(corners, axis=0)
+    (left, top), moves = corners[0].tolist(), " ".join(map(str, steps[steps.any(axis=1)].ravel().tolist()))
+    return f"M{left} {top}l{moves.replace(' -', '-') or '0 0'}"
 
 
-def thin(pixels: np.ndarray) -> np.ndarray:
-    """Of each px column of (n, 2) ``pixels`` keep the first, lowest, highest and last point: nothing seen is lost."""
-    columns = np.floor(pixels[:, 0]).astype(np.int64)
-    starts = np.flatnonzero(np.diff(columns, prepend=columns[0] - 1))
-    if len(starts) * 4 >= len(pixels):
-        return pixels
-    ends = np.append(starts[1:], len(pixels))
-    y = pixels[:, 1]
-    keep = [starts, ends - 1]
-    keep += [np.array([s + pick(y[s:e]) for s, e in zip(starts, ends, strict=True)]) for pick in (np.argmin, np.argmax)]
-    return pixels[np.unique(np.concatenate(keep))]
+def _pixels(points: np.ndarray, x: Axis, y: Axis, box: Box) -> np.ndarray:
+    across = box.left + x.place(points[:, 0]) * box.width
+    down = box.top + (1.0 - y.place(points[:, 1])) * box.height
+    return np.stack([across, down], axis=1)  # (n, 2)
 
 
-def _end_labels(curves: Sequence[Curve], x_axis: Axis, y_axis: Axis, box: Box) -> list[str]:
+def _end_labels(curves: Sequence[Curve], x: Axis, y: Axis, box: Box) -> list[str]:
     """The last value of each curve beside its end, moved apart where they would overlap."""
-    ends = [(c, *_pixels(c.points[-1:], x_axis, y_axis, box)[0]) for c in curves]
-    ends.sort(key=lambda end: end[2])
-    heights = spread([y for _, _, y in ends], LABEL_GAP, box.top, box.top + box.height)
-    x = box.left + box.width + 8
+    ends = sorted(((c, _pixels(c.points[-1:], x, y, box)[0, 1]) for c in curves), key=lambda end: end[1])
+    heights = spread([height for _, height in ends], LABEL_GAP, box.top, box.top + box.height)
+    right = box.left + box.width + 8
     return [
-        f'<text class="{c.color} label" x="{x:g}" y="{y + 4:.1f}">{number(float(c.points[-1, 1]))}</text>'
-        for (c, _, _), y in zip(ends, heights, strict=True)
+        f'<text class="{c.color} label" x="{right:g}" y="{height + 4:.1f}"><title>{escape(c.name)}</title>'
+        f"{number(float(c.points[-1, 1]))}</text>"
+        for (c, _), height in zip(ends, heights, strict=True)
     ]
 
 
@@ -184,3 +178,15 @@ def spread(heights: Sequence[float], gap: float, low: float, high: float) -> lis
         placed[i] = max(min(placed[i], limit), low)
         limit = placed[i] - gap
     return placed
+
+
+def loss_spark(adapter: AdapterView, width: int, height: int) -> str:
+    """The ``d`` of an adapter's loss as a line that fills ``width`` times ``height`` px; empty below two points."""
+    values = adapter.curves[LOSS][:, -1] if LOSS in adapter.curves else np.empty(0)
+    values = values[np.isfinite(values)]
+    if len(values) < 2:
+        return ""
+    low, high = float(values.min()), float(values.max())
+    across = np.linspace(0.0, width, len(values))
+    down = (high - values) / (high - low) * height if high > low else np.full(len(values), height / 2)
+    return line_path(thin(np.column_stack([across, down]), (width + 1) / SPARK_COLUMNS))

@@ -3,16 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
-from txlab.engine.bus import LabView, LiveSample
+import numpy as np
+
+from txlab.engine.bus import LOSS, LabView, LiveSample
 from txlab.engine.events import SampleCompleted
+from txlab.notebook.views.pieces import split_text
 
 PROMPT_TOKENS = 96  # the end of a prompt says what was asked; the rest would not fit
 SAMPLE_TOKENS = 192
-SAMPLES = 4
+SAMPLES = 6
+MAX_SMOOTHING = 0.99
 
 Decode = Callable[[Sequence[int]], str]
+XKind = Literal["step", "tokens", "time"]
+LOG_CHOICES = {"auto": None, "linear": False, "log": True}
+
+
+@dataclass(frozen=True, slots=True)
+class BoardOptions:
+    """What a reader chose to see. ``log`` None: where it shows more; ``hidden``: model ids without a curve."""
+
+    metric: str = LOSS
+    x: XKind = "step"
+    smoothing: float = 0.0  # weight of the past in the moving average, 0..MAX_SMOOTHING
+    log: bool | None = None
+    logprobs: bool = False  # colour sampled tokens by their log probability
+    hidden: frozenset[str] = frozenset()
+
+    def changed(self, setting: str, value: str | None, target: str | None = None) -> BoardOptions:
+        """These options after a reader used a control; as they are where that makes no sense."""
+        match setting:
+            case "metric" if value:
+                return replace(self, metric=value)
+            case "x" if value in get_args(XKind):
+                return replace(self, x=value)  # type: ignore[arg-type]
+            case "smoothing":
+                return replace(self, smoothing=_smoothing(value, self.smoothing))
+            case "log" if value in LOG_CHOICES:
+                return replace(self, log=LOG_CHOICES[value])
+            case "logprobs":
+                return replace(self, logprobs=not self.logprobs)
+            case "hide" if target:
+                return replace(self, hidden=self.hidden ^ {target})
+        return self
+
+
+def _smoothing(value: str | None, present: float) -> float:
+    try:
+        wanted = float(value or "")
+    except ValueError:
+        return present
+    return min(max(wanted, 0.0), MAX_SMOOTHING) if wanted == wanted else present
+
+
+@dataclass(frozen=True, slots=True)
+class PinView:
+    """A prompt that is sampled again and again; ``texts`` are (adapter's name, its step, text), newest first."""
+
+    number: int
+    prompt: str
+    texts: tuple[tuple[str, int, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +78,8 @@ class Excerpt:
     stop_reason: str
     tokens: int
     seconds: float | None
+    model_id: str | None = None  # None is the base
+    pieces: tuple[tuple[str, float], ...] = ()  # the text by token, each with its logprob, where these are asked for
 
     @property
     def live(self) -> bool:
@@ -34,34 +89,62 @@ class Excerpt:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One picture of the board. ``live`` is False for the last one."""
+    """One picture of the board. ``live`` is False for the last one; ``notice`` is what the last action came to."""
 
     view: LabView
     model: str
     url: str
     excerpts: tuple[Excerpt, ...]
     live: bool = True
+    options: BoardOptions = field(default_factory=BoardOptions)
+    pins: tuple[PinView, ...] = ()
+    notice: str = ""
 
 
-def make_frame(view: LabView, decode: Decode, model: str, url: str, live: bool = True) -> Frame:
+def make_frame(
+    view: LabView,
+    decode: Decode,
+    model: str,
+    url: str,
+    live: bool = True,
+    options: BoardOptions | None = None,
+    pins: tuple[PinView, ...] = (),
+    notice: str = "",
+) -> Frame:
     """Decode the newest samples of ``view``, those that are being drawn first of all."""
+    options = options or BoardOptions()
     names = {adapter.model_id: adapter.name or adapter.model_id for adapter in view.adapters}
     samples: list[SampleCompleted | LiveSample] = list(view.streaming if live else ())
     samples += view.samples
-    return Frame(view, model, url, tuple(_excerpt(sample, names, decode) for sample in samples[:SAMPLES]), live)
+    excerpts = tuple(_excerpt(sample, names, decode, options.logprobs) for sample in samples[:SAMPLES])
+    return Frame(view, model, url, excerpts, live, options, pins, notice)
 
 
-def _excerpt(sample: SampleCompleted | LiveSample, names: dict[str, str], decode: Decode) -> Excerpt:
+def _excerpt(sample: SampleCompleted | LiveSample, names: dict[str, str], decode: Decode, logprobs: bool) -> Excerpt:
     """The end of the prompt, and the text's beginning; of one that grows, the end."""
     ended = sample if isinstance(sample, SampleCompleted) else None
     prompt = decode(sample.prompt[-PROMPT_TOKENS:].tolist())
-    shown = sample.tokens[:SAMPLE_TOKENS] if ended else sample.tokens[-SAMPLE_TOKENS:]
-    text, cut = decode(shown.tolist()), len(sample.tokens) > SAMPLE_TOKENS
+    shown = slice(SAMPLE_TOKENS) if ended else slice(-SAMPLE_TOKENS, None)
+    drawn = len(sample.tokens) if isinstance(sample, SampleCompleted) else sample.drawn
+    tokens, cut = sample.tokens[shown].tolist(), drawn > SAMPLE_TOKENS
+    text = decode(tokens)
+    pieces = _pieces(tokens, text, sample.logprobs[shown], decode) if logprobs else ()
+    before, after = ("" if ended or not cut else "…", "…" if ended and cut else "")
+    if pieces and cut:
+        pieces = ((before, 0.0), *pieces) if before else (*pieces, (after, 0.0))
     return Excerpt(
         name="base" if sample.model_id is None else names.get(sample.model_id, sample.model_id),
         prompt="…" + prompt if len(sample.prompt) > PROMPT_TOKENS else prompt,
-        text=(text + "…" if ended else "…" + text) if cut else text,
+        text=before + text + after,
         stop_reason=ended.stop_reason if ended else "",
-        tokens=len(sample.tokens),
+        tokens=drawn,
         seconds=ended.seconds if ended else None,
+        model_id=sample.model_id,
+        pieces=pieces,
     )
+
+
+def _pieces(
+    tokens: list[int], text: str, logprobs: np.ndarray, decode: Decode
+) -> tuple[tuple[str, float], ...]:  # logprobs (n,) float32
+    return tuple(zip(split_text(tokens, text, decode), logprobs.tolist(), strict=True))

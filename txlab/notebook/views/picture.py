@@ -1,33 +1,63 @@
-"""The board as one self-contained SVG: headline, a row per adapter, the curves, the newest samples."""
+"""The board as one self-contained SVG: headline, the engine, a row per adapter, the curves, samples, pins."""
 
 from __future__ import annotations
 
-import unicodedata
 from html import escape
 
-from txlab.engine.bus import LOSS, AdapterView
-from txlab.notebook.views.charts import Box, curve, draw_chart
-from txlab.notebook.views.frame import Excerpt, Frame
-from txlab.notebook.views.style import COLORS, stylesheet
-from txlab.notebook.views.text import COLUMNS, cells, compiles, flat, hidden_note, sample_note, visible
+from txlab.engine.adapter_history import AdapterView
+from txlab.notebook.views.charts import Box, board_chart, loss_spark
+from txlab.notebook.views.curves import adapter_colors
+from txlab.notebook.views.frame import Excerpt, Frame, PinView
+from txlab.notebook.views.lines import wrap
+from txlab.notebook.views.samples_html import by_adapter
+from txlab.notebook.views.style import stylesheet
+from txlab.notebook.views.text import (
+    NAME_CHARS,
+    adapters_note,
+    clip,
+    engine_facts,
+    flat,
+    hidden_note,
+    layers,
+    memory,
+    number,
+    rate,
+    sample_note,
+    visible,
+    whole,
+)
 
 WIDTH = 920
 PAD = 24
 ROW = 26
-CHART_HEIGHT = 220
-NAME_CHARS = 38
-MAX_LABELLED = 8  # curves with a value at their end; more would not be told apart
+TILE_HEIGHT = 70
+TILE_GAP = 8
+CHART_HEIGHT = 286
 LINE_CHARS = 119  # monospaced characters of 12 px across the card
 PROMPT_CHARS = 110
+SAMPLES = 4
 SAMPLE_LINES = 3
-_STOPS = (PAD + 20, 366, 446, 546, 650, 760, 842)  # x of each column, aligned as below
-_ALIGN = ("", "end", "end", "end", "end", "end", "mid")
+SPARK_WIDTH, SPARK_HEIGHT = 50, 16
+_COLUMNS = (  # x and alignment of each
+    ("adapter", PAD + 20, ""),
+    ("rank", 254, "end"),
+    ("layers", 264, ""),
+    ("step", 395, "end"),
+    ("loss", 508, "end"),
+    ("lr", 566, "end"),
+    ("grad norm", 640, "end"),
+    ("tokens/s", 706, "end"),
+    ("memory", 776, "end"),
+    ("state", 856, "mid"),
+)
+_SPARK_LEFT = 405
+_PILL = 80  # wide
 
 
 def render_svg(frame: Frame, in_page: bool = False) -> str:
-    """A board as SVG text. ``in_page`` is for inline use in JupyterLab; otherwise the SVG stands alone."""
+    """A board as SVG text. ``in_page`` is for inline use in a notebook's page; otherwise the SVG stands alone."""
     parts, y = _headline(frame)
-    for section in (_table, _notes, _chart, _samples):
+    for section in (_engine, _table, _notes, _chart, _samples, _pins):
         section_parts, y = section(frame, y)
         parts += section_parts
     height = y + 8
@@ -48,42 +78,76 @@ def _headline(frame: Frame) -> tuple[list[str], float]:
     return [
         *live,
         _text(PAD, 36, clip(frame.model, 80), "title"),
-        _text(PAD, 58, f"{frame.url}  ·  {compiles(frame)}", "mute small"),
-    ], 78
+        _text(PAD, 58, f"{frame.url}  ·  {adapters_note(frame)}", "mute small"),
+    ], 76
+
+
+def _engine(frame: Frame, y: float) -> tuple[list[str], float]:
+    facts = engine_facts(frame.view)
+    width = (WIDTH - 2 * PAD + TILE_GAP) / len(facts) - TILE_GAP
+    parts = []
+    for i, fact in enumerate(facts):
+        x = PAD + i * (width + TILE_GAP)
+        parts.append(
+            f'<rect class="tile" x="{x:.1f}" y="{y:g}" width="{width:.1f}" height="{TILE_HEIGHT}" rx="7"/>'
+            + _text(x + 10, y + 17, fact.name, "head mute")
+            + _text(x + 10, y + 36, fact.value, "value")
+            + _text(x + 10, y + 53, fact.note, "small mute")
+        )
+        if fact.share is not None:
+            full = width - 20
+            parts.append(f'<path class="bar" d="M{x + 10:.1f} {y + 61.5:g}h{full:.1f}"/>')
+            parts.append(f'<path class="bar filled" d="M{x + 10:.1f} {y + 61.5:g}h{full * fact.share:.1f}"/>')
+    return parts, y + TILE_HEIGHT + 18
+
+
+# ----------------------------------------------------------------------------------- adapters
 
 
 def _table(frame: Frame, y: float) -> tuple[list[str], float]:
     adapters = frame.view.adapters
     if not adapters:
         return [_text(PAD, y + 16, "No adapters yet: create_lora_training_client(...) makes one.", "mute")], y + ROW
-    heads = [
-        _text(x, y + 12, name, f"head mute {_ALIGN[i]}")
-        for i, (x, name) in enumerate(zip(_STOPS, COLUMNS, strict=True))
-    ]
-    parts = [*heads, f'<path class="axis" d="M{PAD} {y + 20:g}H{WIDTH - PAD}"/>']
+    parts = [_text(x, y + 12, name, f"head mute {align}") for name, x, align in _COLUMNS]
+    parts.append(f'<path class="axis" d="M{PAD} {y + 20:g}H{WIDTH - PAD}"/>')
     y += 22
-    shown = visible(adapters)
-    colors = _colors(frame)
+    shown, colors = visible(adapters), adapter_colors(adapters)
     for adapter in shown:
         parts += _row(adapter, colors[adapter.model_id], y)
         y += ROW
     if len(shown) < len(adapters):
-        parts.append(_text(_STOPS[0], y + 17, hidden_note(adapters), "mute small"))
+        parts.append(_text(PAD + 20, y + 17, hidden_note(adapters), "mute small"))
         y += ROW
     return parts, y
 
 
 def _row(adapter: AdapterView, color: str, y: float) -> list[str]:
     base = y + 18
-    name, *numbers, state = cells(adapter)
-    parts = [f'<rect class="{color}" x="{PAD}" y="{base - 9:g}" width="10" height="10" rx="3"/>']
-    parts.append(_text(_STOPS[0], base, clip(name, NAME_CHARS), "strong"))
-    parts += [_text(x, base, value, "end") for x, value in zip(_STOPS[1:-1], numbers, strict=True)]
-    parts.append(
-        f'<rect class="pill {state}" x="{_STOPS[-1] - 46:g}" y="{base - 14:g}" width="92" height="20" rx="10"/>'
+    texts = (
+        clip(adapter.name or adapter.model_id, NAME_CHARS),
+        str(adapter.rank),
+        layers(adapter.lora),
+        f"{adapter.step:,}",
+        number(adapter.loss),
+        rate(adapter.learning_rate),
+        number(adapter.grad_norm),
+        whole(adapter.tokens_per_second),
+        memory(adapter.memory_bytes),
+        adapter.state,
     )
-    parts.append(_text(_STOPS[-1], base, state, f"mid small {state}"))
-    return parts
+    css = ["strong", "", "small mute", *[""] * 6, f"small {adapter.state}"]
+    middle, state = _COLUMNS[-1][1], adapter.state
+    parts = [f'<rect class="{color}" x="{PAD}" y="{base - 9:g}" width="10" height="10" rx="3"/>']
+    parts.append(
+        f'<rect class="pill {state}" x="{middle - _PILL / 2:g}" y="{base - 14:g}" width="{_PILL}" height="20" rx="10"/>'
+    )
+    if path := loss_spark(adapter, SPARK_WIDTH, SPARK_HEIGHT):
+        place = f"translate({_SPARK_LEFT} {base - 13:g})"
+        parts.append(f'<path class="{color} line spark" transform="{place}" d="{path}"/>')
+    return parts + [
+        _text(x, base, text, f"{kind} {align}".strip())
+        for (_, x, align), text, kind in zip(_COLUMNS, texts, css, strict=True)
+    ]
 
 
 def _notes(frame: Frame, y: float) -> tuple[list[str], float]:
@@ -91,7 +155,7 @@ def _notes(frame: Frame, y: float) -> tuple[list[str], float]:
     failed = [a for a in visible(frame.view.adapters) if a.state == "failed" and a.message]
     parts = []
     for adapter in failed:
-        parts.append(_text(_STOPS[0], y + 14, clip(f"{adapter.name}: {flat(adapter.message)}", 130), "small failed"))
+        parts.append(_text(PAD + 20, y + 14, clip(f"{adapter.name}: {flat(adapter.message)}", 130), "small failed"))
         y += 20
     return parts, y
 
@@ -99,33 +163,28 @@ def _notes(frame: Frame, y: float) -> tuple[list[str], float]:
 def _chart(frame: Frame, y: float) -> tuple[list[str], float]:
     if not frame.view.adapters:
         return [], y
-    colors = _colors(frame)
-    curves = [
-        curve(a.name, colors[a.model_id], a.curves[LOSS][:, [0, 3]]) for a in frame.view.adapters if LOSS in a.curves
-    ]
-    box = Box(PAD + 44, y + 44, WIDTH - 2 * PAD - 44 - 56, CHART_HEIGHT)
-    return draw_chart(curves, box, labels=len(curves) <= MAX_LABELLED), y + CHART_HEIGHT + 100
+    return board_chart(frame, Box(PAD, y + 14, WIDTH - 2 * PAD, CHART_HEIGHT)), y + CHART_HEIGHT + 36
 
 
-def _colors(frame: Frame) -> dict[str, str]:
-    return {adapter.model_id: f"c{i % COLORS}" for i, adapter in enumerate(frame.view.adapters)}
+# -------------------------------------------------------------------------------------- texts
 
 
-# ------------------------------------------------------------------------------------ samples
+def _title(title: str, y: float) -> list[str]:
+    return [_text(PAD, y + 8, title, "strong"), f'<path class="axis" d="M{PAD} {y + 18:g}H{WIDTH - PAD}"/>']
 
 
 def _samples(frame: Frame, y: float) -> tuple[list[str], float]:
     if not frame.excerpts:
         return [], y
-    parts = [_text(PAD, y + 8, "Latest samples", "strong"), f'<path class="axis" d="M{PAD} {y + 18:g}H{WIDTH - PAD}"/>']
+    parts = _title("Latest samples", y)
     y += 20
-    colors = {a.name: color for a, color in zip(frame.view.adapters, _colors(frame).values(), strict=True)}
-    for excerpt in frame.excerpts:
+    colors = adapter_colors(frame.view.adapters)
+    for excerpt in frame.excerpts[:SAMPLES]:
         lines = _sample_lines(excerpt)
-        parts.append(_text(PAD, y + 18, clip(excerpt.name, 60), f"label {colors.get(excerpt.name, 'mute')}"))
-        parts.append(
-            _text(WIDTH - PAD, y + 18, sample_note(excerpt), f"end small {'sampling' if excerpt.live else 'mute'}")
-        )
+        color = colors.get(excerpt.model_id or "", "mute")
+        parts.append(_text(PAD, y + 18, clip(excerpt.name, 60), f"label {color}"))
+        note = f"end small {'sampling' if excerpt.live else 'mute'}"
+        parts.append(_text(WIDTH - PAD, y + 18, sample_note(excerpt), note))
         for i, line in enumerate(lines):
             parts.append(f'<text class="mono" x="{PAD}" y="{y + 37 + 17 * i:g}">{line}</text>')
         y += 34 + 17 * len(lines)
@@ -158,30 +217,28 @@ def _spans(text: str, start: int, end: int, border: int) -> str:
     )
 
 
-def wrap(text: str, width: int) -> list[tuple[int, int]]:
-    """(start, end) of each line of at most ``width`` monospaced cells, broken at spaces where there are any."""
-    lines, start = [], 0
-    while start < len(text):
-        end = start + _fit(text[start : start + width], width)
-        if end < len(text) and text[end] != " ":
-            space = text.rfind(" ", start, end)
-            end = space if space > start else end
-        lines.append((start, end))
-        start = end + (text[end : end + 1] == " ")
-    return lines
+def _pins(frame: Frame, y: float) -> tuple[list[str], float]:
+    if not frame.pins:
+        return [], y
+    parts = _title("Pinned prompts", y + 8)
+    y += 34
+    adapters = frame.view.adapters
+    colors = {a.name: color for a, color in zip(adapters, adapter_colors(adapters).values(), strict=True)}
+    for pin in frame.pins:
+        pin_parts, y = _pin(pin, colors, y)
+        parts += pin_parts
+    return parts, y
 
 
-def _fit(text: str, width: int) -> int:
-    """How many characters of ``text`` fill ``width`` cells; East Asian wide ones take two."""
-    used = 0
-    for count, char in enumerate(text):
-        used += 2 if unicodedata.east_asian_width(char) in "WF" else 1
-        if used > width:
-            return max(count, 1)
-    return len(text)
-
-
-def clip(text: str, width: int) -> str:
-    """At most ``width`` characters of ``text`` in one line."""
-    text = flat(text)
-    return text if len(text) <= width else text[: width - 1] + "…"
+def _pin(pin: PinView, colors: dict[str, str], y: float) -> tuple[list[str], float]:
+    """The prompt, then a line per adapter and step."""
+    parts = [f'<text class="mono mute" x="{PAD}" y="{y + 12:g}">{escape(clip(pin.prompt, LINE_CHARS))}</text>']
+    y += 22
+    for name, texts in by_adapter(pin):
+        parts.append(_text(PAD, y + 12, clip(name, 22), f"label {colors.get(name, 'mute')}"))
+        for step, text in texts:
+            parts.append(_text(262, y + 12, f"step {step:,}", "small mute end"))
+            parts.append(f'<text class="mono drawn" x="276" y="{y + 12:g}">{escape(clip(text, 85))}</text>')
+            y += 19
+        y += 5
+    return parts, y + 8

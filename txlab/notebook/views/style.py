@@ -1,13 +1,26 @@
-"""Colours and type of the board, light and dark, as CSS for one self-contained SVG.
+"""Shapes, type and themes of the views, as CSS: for pictures that stand alone, and for panels in a notebook's page.
 
-Colours are plain rules, not CSS variables, so that converters to PDF and PNG see them too.
+A picture in a file has its colours as plain rules, so that converters to PDF and PNG see them too, and follows the
+reader's system. What is in a page has them as variables, and follows the page: JupyterLab, VS Code, Colab.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import fields
+from typing import Any
 
-COLORS = 8  # curves beyond that many reuse the first ones
+from txlab.notebook.views.palette import (
+    COLORS,
+    DARK,
+    DARK_CONTRAST,
+    FORCED,
+    LIGHT,
+    LIGHT_CONTRAST,
+    STATES,
+    Palette,
+)
+from txlab.notebook.views.panel_style import PANEL
+
 SANS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 MONO = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 
@@ -17,92 +30,121 @@ FIT_IN_LAB = (
     "[data-jp-theme-light='true'] .jp-RenderedSVG img{color-scheme:light}"
     "[data-jp-theme-light='false'] .jp-RenderedSVG img{color-scheme:dark}</style>"
 )
-_DARK_PAGES = ("[data-jp-theme-light='false']", ".vscode-dark")
-
-
-@dataclass(frozen=True, slots=True)
-class _Palette:
-    card: str
-    border: str
-    text: str
-    mute: str
-    grid: str
-    states: dict[str, str]
-    curves: tuple[str, ...]
-
-
-_LIGHT = _Palette(
-    card="#ffffff",
-    border="#d8dee4",
-    text="#1f2328",
-    mute="#636c76",
-    grid="#e9ecef",
-    states={
-        "training": "#0969da",
-        "sampling": "#8250df",
-        "queued": "#9a6700",
-        "idle": "#636c76",
-        "failed": "#cf222e",
-        "unloaded": "#8c959f",
-    },
-    curves=("#2463eb", "#d9570b", "#16934f", "#c026a0", "#0d8ba1", "#7c4fe0", "#a87b06", "#8d5b3f"),
+_DARK_PAGES = ("[data-jp-theme-light='false']", ".vscode-dark", "html[theme='dark']")
+_LIGHT_CONTRAST_PAGES = ("[data-jp-theme-name*='High Contrast']", ".vscode-high-contrast-light")
+_DARK_CONTRAST_PAGES = (
+    "[data-jp-theme-name*='High Contrast'][data-jp-theme-light='false']",
+    ".vscode-high-contrast:not(.vscode-high-contrast-light)",
 )
-_DARK = _Palette(
-    card="#16191f",
-    border="#30363d",
-    text="#e6edf3",
-    mute="#9198a1",
-    grid="#262b33",
-    states={
-        "training": "#58a6ff",
-        "sampling": "#bc8cff",
-        "queued": "#d9a43b",
-        "idle": "#9198a1",
-        "failed": "#ff7b72",
-        "unloaded": "#6e7681",
-    },
-    curves=("#6ea8ff", "#ff9b57", "#4ed08a", "#f27fd0", "#4fd0e3", "#b596ff", "#e4bf55", "#d8a283"),
-)
+_MORE_CONTRAST = "@media (prefers-contrast: more)"
+_FORCED_COLORS = "@media (forced-colors: active)"
 
-_SHAPE = f"""
-.txlab text {{ font: 13px {SANS}; font-variant-numeric: tabular-nums; }}
-.txlab .title {{ font-size: 16px; font-weight: 650; }}
-.txlab .strong {{ font-weight: 600; }}
-.txlab .head {{ font-size: 11px; letter-spacing: .04em; }}
-.txlab .small, .txlab .tick {{ font-size: 11.5px; }}
-.txlab .label {{ font-size: 12px; font-weight: 600; }}
-.txlab .mono {{ font: 12px {MONO}; white-space: pre; }}
-.txlab .end {{ text-anchor: end; }}
-.txlab .mid {{ text-anchor: middle; }}
-.txlab .line {{ fill: none; stroke-width: 1.8; stroke-linejoin: round; stroke-linecap: round; }}
-.txlab .grid, .txlab .axis {{ fill: none; stroke-width: 1; }}
-.txlab .pill {{ fill-opacity: .13; }}
-"""
+Rules = list[tuple[str, str]]  # (selector, declarations)
+
+_SHAPES: Rules = [
+    ("text", f"font:13px {SANS};font-variant-numeric:tabular-nums"),
+    (".title", "font-size:16px;font-weight:650"),
+    (".strong", "font-weight:600"),
+    (".head", "font-size:11px;letter-spacing:.04em"),
+    (".small,.tick", "font-size:11.5px"),
+    (".label", "font-size:12px;font-weight:600"),
+    (".mono", f"font:12px {MONO};white-space:pre"),
+    (".end", "text-anchor:end"),
+    (".mid", "text-anchor:middle"),
+    (".line", "fill:none;stroke-width:18;stroke-linejoin:round;stroke-linecap:round"),  # tenths of a px
+    (".faint", "stroke-width:10;opacity:.3"),
+    (".many .line", "stroke-width:12;opacity:.8"),
+    (".spark", "stroke-width:1.4"),
+    (".grid,.axis", "fill:none;stroke-width:1"),
+    (".pill", "fill-opacity:.1"),
+    (".value", "font-size:15px;font-weight:600"),
+    (".bar", "fill:none;stroke-width:3"),
+]
 
 
-def stylesheet(in_page: bool) -> str:
-    """CSS of a board: one in a page follows JupyterLab's theme, one in a file follows the reader's colour scheme."""
-    light = "".join(f"{selector}{{{rule}}}" for selector, rule in _rules(_LIGHT))
+def stylesheet(in_page: bool, scope: str = "svg.txlab") -> str:
+    """CSS of SVGs within ``scope``: in a page they follow its theme, in a file the reader's system."""
     if in_page:
-        dark = "".join(
-            f"{','.join(f'{page} {selector}' for page in _DARK_PAGES)}{{{rule}}}" for selector, rule in _rules(_DARK)
+        return _css(_SHAPES + _svg_rules(_variables()), scope) + _themes(scope)
+    return _css(_SHAPES + _svg_rules(LIGHT), scope) + "".join(
+        f"{media}{{{_css(_svg_rules(palette), scope)}}}"
+        for media, palette in (
+            ("@media (prefers-color-scheme: dark)", DARK),
+            (_MORE_CONTRAST, LIGHT_CONTRAST),
+            (f"{_MORE_CONTRAST} and (prefers-color-scheme: dark)", DARK_CONTRAST),
+            (_FORCED_COLORS, FORCED),
         )
-        return f"{_SHAPE}{light}{dark}"
-    dark = "".join(f"{selector}{{{rule}}}" for selector, rule in _rules(_DARK))
-    return f"{_SHAPE}{light}@media (prefers-color-scheme: dark){{{dark}}}"
+    )
 
 
-def _rules(palette: _Palette) -> list[tuple[str, str]]:
+def panel_style() -> str:
+    """CSS of panels (class ``txlab-panel``) and of the charts in them."""
+    return _themes(".txlab-panel") + _css(_SHAPES + _svg_rules(_variables()), ".txlab-panel svg") + _hues() + PANEL
+
+
+def curve_class(index: int) -> str:
+    """CSS class of the ``index``-th curve."""
+    return f"c{index % COLORS}"
+
+
+def _svg_rules(palette: Palette) -> Rules:
     rules = [
-        (".txlab .card", f"fill:{palette.card};stroke:{palette.border}"),
-        (".txlab text", f"fill:{palette.text}"),
-        (".txlab .mute", f"fill:{palette.mute}"),
-        (".txlab .tick", f"fill:{palette.mute}"),
-        (".txlab .grid", f"stroke:{palette.grid}"),
-        (".txlab .axis", f"stroke:{palette.border}"),
-        (".txlab .drawn", f"fill:{palette.states['training']}"),
+        (".card", f"fill:{palette.card};stroke:{palette.border}"),
+        (".tile", f"fill:{palette.raised};stroke:{palette.edge}"),
+        ("text", f"fill:{palette.text}"),
+        (".mute,.tick", f"fill:{palette.mute}"),
+        (".grid", f"stroke:{palette.grid}"),
+        (".axis", f"stroke:{palette.border}"),
+        (".drawn", f"fill:{palette.drawn}"),
+        (".bar", f"stroke:{palette.grid}"),
+        (".bar.filled", f"stroke:{palette.states[0]}"),
     ]
-    rules += [(f".txlab .{state}", f"fill:{color}") for state, color in palette.states.items()]
+    rules += [(f".{state}", f"fill:{color}") for state, color in zip(STATES, palette.states, strict=True)]
     for i, color in enumerate(palette.curves):
-        rules += [(f".txlab .c{i}", f"fill:{color}"), (f".txlab .c{i}.line", f"fill:none;stroke:{color}")]
+        dashes = ";stroke-dasharray:60 40" if color in palette.curves[:i] else ""
+        rules += [(f".c{i}", f"fill:{color}"), (f".c{i}.line", f"fill:none;stroke:{color}{dashes}")]
+    rules.append((".line.spark", "stroke-dasharray:none"))
     return rules
+
+
+def _css(rules: Rules, scope: str) -> str:
+    return "".join(
+        f"{','.join(f'{scope} {part}' for part in selector.split(','))}{{{declarations}}}"
+        for selector, declarations in rules
+    )
+
+
+# ------------------------------------------------------------------------------------- themes
+
+
+def _variable(name: str) -> str:
+    return f"var(--txlab-{name})"
+
+
+def _variables() -> Palette:
+    """The variables that stand for the colours of a theme."""
+    values: dict[str, Any] = {field.name: _variable(field.name) for field in fields(Palette)}
+    values["states"] = tuple(map(_variable, STATES))
+    values["curves"] = tuple(_variable(f"c{i}") for i in range(COLORS))
+    return Palette(**values)
+
+
+def _themes(scope: str) -> str:
+    """The variables of ``scope`` for every theme of the page around it."""
+
+    def rule(palette: Palette, pages: tuple[str, ...] = (), urgent: str = "") -> str:
+        selector = ",".join(f"{page} {scope}" for page in pages) or scope
+        return f"{selector}{{{''.join(f'--txlab-{name}:{color}{urgent};' for name, color in palette.named())}}}"
+
+    return (
+        f"{rule(LIGHT)}{rule(DARK, _DARK_PAGES)}"
+        f"{_MORE_CONTRAST}{{{rule(LIGHT_CONTRAST)}{rule(DARK_CONTRAST, _DARK_PAGES)}}}"
+        f"{rule(LIGHT_CONTRAST, _LIGHT_CONTRAST_PAGES)}{rule(DARK_CONTRAST, _DARK_CONTRAST_PAGES)}"
+        f"{_FORCED_COLORS}{{{rule(FORCED, urgent='!important')}{_css(_svg_rules(FORCED), scope)}}}"
+    )
+
+
+def _hues() -> str:
+    """In a panel, a state or a curve's class gives its colour as ``--hue``."""
+    names = [*STATES, *(f"c{i}" for i in range(COLORS))]
+    return "".join(f".txlab-panel .{name}{{--hue:{_variable(name)}}}" for name in names)

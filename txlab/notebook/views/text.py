@@ -4,33 +4,76 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from txlab.engine.bus import LOSS, AdapterView
-from txlab.notebook.views.frame import Excerpt, Frame
+from txlab.engine.bus import LOSS, AdapterView, LabView
+from txlab.lora.state import LoraConfig
+from txlab.notebook.views.frame import Excerpt, Frame, PinView
 
-COLUMNS = ("adapter", "rank", "step", "loss", "tokens/s", "memory", "state")
+COLUMNS = ("adapter", "rank", "layers", "step", "loss", "lr", "grad norm", "tokens/s", "memory", "host", "state")
 MAX_ROWS = 16
+NAME_CHARS = 24
 _BARS = "▁▂▃▄▅▆▇█"
 _BUSY = ("training", "sampling", "queued", "failed")
+_LAYERS = {"attn": "train_attn", "mlp": "train_mlp", "unembed": "train_unembed"}
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A figure of the engine; ``share`` is how much of what it can be it is, 0..1, where there is such a thing."""
+
+    name: str
+    value: str
+    note: str = ""
+    share: float | None = None
 
 
 def render_text(frame: Frame) -> str:
     """The whole board as text."""
-    parts = [headline(frame), render_table(frame.view.adapters)]
-    parts += [_sparkline_row(adapter) for adapter in visible(frame.view.adapters) if LOSS in adapter.curves]
+    facts = [f"{fact.name} {fact.value} ({fact.note})" for fact in engine_facts(frame.view)]
+    parts = [headline(frame), " · ".join(facts[:4]), " · ".join(facts[4:]), render_table(frame.view.adapters)]
+    parts += _sparkline_rows([adapter for adapter in visible(frame.view.adapters) if LOSS in adapter.curves])
     parts += [_sample_line(excerpt) for excerpt in frame.excerpts]
+    parts += [line for pin in frame.pins for line in _pin_lines(pin)]
     return "\n".join(parts)
 
 
 def headline(frame: Frame) -> str:
-    """Base model, address and compiles in one line."""
-    return f"txlab · {frame.model} · {frame.url} · {compiles(frame)}"
+    """Base model, address and adapters in one line."""
+    return f"txlab · {frame.model} · {frame.url} · {adapters_note(frame)}"
 
 
-def compiles(frame: Frame) -> str:
-    """How many programs XLA compiled, and how long that took."""
-    count = frame.view.compiles
-    return f"{count} compile{'' if count == 1 else 's'} ({frame.view.compile_seconds:.1f} s)"
+def adapters_note(frame: Frame) -> str:
+    """How many adapters there are, and how many of them train."""
+    there = [adapter.state for adapter in frame.view.adapters if adapter.state != "unloaded"]
+    training = f", {there.count('training')} training" if "training" in there else ""
+    return f"{len(there)} adapter{'' if len(there) == 1 else 's'}{training}"
+
+
+def engine_facts(view: LabView) -> tuple[Fact, ...]:
+    """What the engine is doing, and what its memory holds."""
+    load, padding = view.load, view.padding
+    return (
+        Fact("queue", f"{load.queued}", "waiting"),
+        Fact(
+            "batch", f"{load.rows} of {load.max_rows}", f"{load.waiting_rows} waiting", share(load.rows, load.max_rows)
+        ),
+        Fact("padding", "–" if padding is None else f"{padding:.0%}", "of positions", padding),
+        Fact("compiles", f"{view.compiles}", f"{view.compile_seconds:.1f} s"),
+        Fact(
+            "KV cache",
+            memory(load.cache_bytes),
+            f"of {memory(load.max_cache_bytes)}",
+            share(load.cache_bytes, load.max_cache_bytes),
+        ),
+        Fact("device", memory(load.device_bytes), "in use"),
+        Fact("host", memory(load.host_bytes), "kept steps"),
+    )
+
+
+def share(part: float, whole: float) -> float:
+    """``part`` of ``whole``, 0..1; 0 of nothing."""
+    return min(part / whole, 1.0) if whole else 0.0
 
 
 def render_table(adapters: Sequence[AdapterView]) -> str:
@@ -42,7 +85,7 @@ def render_table(adapters: Sequence[AdapterView]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
     lines = [
         "  ".join(
-            cell.rjust(width) if 0 < i < 6 else cell.ljust(width)
+            cell.rjust(width) if COLUMNS[i] not in ("adapter", "layers", "state") else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in rows
@@ -66,14 +109,45 @@ def hidden_note(adapters: Sequence[AdapterView]) -> str:
 def cells(adapter: AdapterView) -> tuple[str, ...]:
     """The texts of an adapter's row, in the order of COLUMNS."""
     return (
-        adapter.name or adapter.model_id,
+        clip(adapter.name or adapter.model_id, NAME_CHARS),
         str(adapter.rank),
+        layers(adapter.lora),
         f"{adapter.step:,}",
         number(adapter.loss),
-        "–" if adapter.tokens_per_second is None else f"{adapter.tokens_per_second:,.0f}",
+        rate(adapter.learning_rate),
+        number(adapter.grad_norm),
+        whole(adapter.tokens_per_second),
         memory(adapter.memory_bytes),
+        memory(adapter.host_bytes),
         adapter.state,
     )
+
+
+def layers(lora: LoraConfig) -> str:
+    """Which kinds of layers an adapter changes."""
+    kinds = [kind for kind, flag in _LAYERS.items() if getattr(lora, flag)]
+    return "all" if len(kinds) == len(_LAYERS) else "+".join(kinds)
+
+
+def run_note(adapter: AdapterView) -> str:
+    """An adapter's run and session, short enough for a row."""
+    session, _, run = adapter.model_id.partition(":")
+    return f"{run} · {session[:8]}" if run else clip(session, NAME_CHARS)
+
+
+def whole(value: float | None) -> str:
+    """A number without decimals; an en dash for None."""
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def rate(value: float | None) -> str:
+    """A learning rate as people write it: 0.02, 1e-4; an en dash for None."""
+    if value is None:
+        return "–"
+    if value == 0 or abs(value) >= 0.01 or not math.isfinite(value):
+        return f"{value:.3g}"
+    digits, exponent = f"{value:.2e}".split("e")
+    return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 def number(value: float | None) -> str:
@@ -98,11 +172,16 @@ def memory(count: int) -> str:
     return f"{size:.1f} GB"
 
 
-def _sparkline_row(adapter: AdapterView) -> str:
+def _sparkline_rows(adapters: Sequence[AdapterView]) -> list[str]:
+    """Each adapter's loss from the first to the last, below each other."""
+    names = [clip(adapter.name or adapter.model_id, NAME_CHARS) for adapter in adapters]
+    width = max(map(len, names), default=0)
+    return [f"{name.ljust(width)}  loss {_trend(adapter)}" for name, adapter in zip(names, adapters, strict=True)]
+
+
+def _trend(adapter: AdapterView) -> str:
     losses = [y for y in adapter.curves[LOSS][:, -1].tolist() if math.isfinite(y)]
-    if not losses:
-        return f"{adapter.name}: no finite loss"
-    return f"{adapter.name}  loss {number(losses[0])} {sparkline(losses)} {number(losses[-1])}"
+    return f"{number(losses[0])} {sparkline(losses)} {number(losses[-1])}" if losses else "not finite"
 
 
 def sparkline(values: Sequence[float], width: int = 40) -> str:
@@ -129,3 +208,21 @@ def flat(text: str) -> str:
     """One line of text: line breaks as a sign, what cannot be shown left out."""
     kept = "".join(c for c in text.replace("\r", "").replace("\n", " ↵ ").replace("\t", " ") if c.isprintable())
     return " ".join(kept.split())
+
+
+def printable(text: str) -> str:
+    """``text`` with its line breaks and tabs, without what cannot be shown."""
+    return "".join(c for c in text if c.isprintable() or c in "\n\t")
+
+
+def clip(text: str, width: int) -> str:
+    """At most ``width`` characters of ``text`` in one line."""
+    text = flat(text)
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _pin_lines(pin: PinView) -> list[str]:
+    """The prompt, and what each adapter said last."""
+    newest = {name: (step, text) for name, step, text in reversed(pin.texts)}
+    lines = [f"  {clip(name, 30)}, step {step:,}: {clip(text, 80)}" for name, (step, text) in reversed(newest.items())]
+    return [f"pinned: {clip(pin.prompt, 110)}", *lines]

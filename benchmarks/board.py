@@ -1,0 +1,206 @@
+"""What a live board costs: training with and without one, in turn, in one process.
+
+Prints a JSON line for each repetition as it comes and one for each number of adapters on the board, then a table.
+benchmarks/README.md says how each figure is taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+from unittest import mock
+
+from benchmarks import command_line
+from benchmarks.command_line import emit, positive, say
+from benchmarks.measure import numpy_matmul_gflops, table
+from benchmarks.mixed_measure import WORK, Subject, seconds_per_round, training
+from benchmarks.report import Record, bound, whole
+from txlab.config import EngineSettings, ModelSettings
+from txlab.engine.bus import EventBus
+from txlab.engine.events import AdapterCreated, PassCompleted, StepCompleted
+from txlab.lora.state import LoraConfig
+from txlab.models.base import BaseModel, load_base
+from txlab.notebook.board import Board
+
+STEPS = 1000  # that each idle adapter on the board has behind it
+LEAST = 0.98  # of the speed without a board
+
+
+# ----------------------------------------------------------------------------- a page that nobody sees
+
+
+class Wire:
+    """Stands for a kernel's connection to a page: packs what is sent as JSON, as a kernel does, and counts it."""
+
+    def __init__(self) -> None:
+        self.messages = self.bytes = 0
+
+    def send(self, content: Any) -> None:
+        """Pack a message and forget it."""
+        self.messages += 1
+        self.bytes += len(json.dumps(content).encode())
+
+
+class Display:
+    """Stands for the handle of a display."""
+
+    def __init__(self, wire: Wire):
+        self._wire = wire
+
+    def update(self, bundle: dict[str, str], **_: Any) -> None:
+        """Send a picture."""
+        self._wire.send(bundle)
+
+
+@contextmanager
+def page(wire: Wire) -> Iterator[None]:
+    """While open, widgets and displays that are made here send to ``wire``."""
+    from comm.base_comm import BaseComm
+
+    class Comm(BaseComm):
+        def publish_msg(self, msg_type: str, data: Any = None, **_: Any) -> None:
+            wire.send({"type": msg_type, "data": data})
+
+    with (
+        mock.patch("comm.create_comm", Comm),
+        mock.patch("IPython.display.display", return_value=Display(wire)),
+        mock.patch("txlab.notebook.board.running_kernel", object),
+    ):
+        yield
+
+
+@contextmanager
+def live_board(bus: EventBus, wire: Wire) -> Iterator[None]:
+    """A board that a page looks at all the time."""
+    board = Board(bus, lambda tokens: " ".join(map(str, tokens)), "a base model", "http://127.0.0.1")
+    with page(wire):
+        board.show()
+    board._panel._receive(None, {"hello": "benchmark"}, [])  # as panel.js does
+    try:
+        yield
+    finally:
+        board.close()
+
+
+# ------------------------------------------------------------------------------------- measuring
+
+
+class Crowd(Subject):
+    """An engine with one adapter that trains, and a bus that knows of ``adapters`` in all."""
+
+    def __init__(self, base: BaseModel, adapters: int):
+        super().__init__(base, EngineSettings().sample_share)
+        self.adapters = adapters
+        self.bus: EventBus = self._bus
+        for number in range(1, adapters):
+            self._pretend(f"idle-{number}")
+
+    def _pretend(self, name: str) -> None:
+        """An adapter that has trained for some time, and is idle now."""
+        self.bus.publish(AdapterCreated(name, name, LoraConfig(WORK.ranks[0]), 0))
+        for step in range(1, STEPS + 1):
+            loss = 1000 / step + step * len(name) % 7
+            self.bus.publish(PassCompleted(name, loss, 1.0, WORK.tokens, 1.0, backward=True))
+            self.bus.publish(StepCompleted(name, step, 1e-4, loss, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One repetition; seconds are of a round of training."""
+
+    without: float
+    with_board: float
+    messages_per_s: float
+    bytes_per_s: float
+    gflops: float  # of NumPy's matmul
+
+
+def measure(subject: Crowd, rounds: int) -> Part:
+    """Train without a board, then with one."""
+    gflops = numpy_matmul_gflops()
+    with closing(training(subject)) as ends:
+        without = seconds_per_round(ends, rounds)
+        wire = Wire()
+        with live_board(subject.bus, wire):
+            next(ends)  # the round in which the board appears
+            began, messages, sent = time.perf_counter(), wire.messages, wire.bytes
+            with_board = seconds_per_round(ends, rounds)
+            seconds = time.perf_counter() - began
+            messages, sent = wire.messages - messages, wire.bytes - sent
+    return Part(without, with_board, messages / seconds, sent / seconds, gflops)
+
+
+def record(adapters: int, parts: Sequence[Part]) -> Record:
+    """Figures for one number of adapters; ``ratio`` is of tokens/s with a board to those without."""
+    return {
+        "adapters": adapters,
+        "tokens_per_s": WORK.tokens / median(part.without for part in parts),
+        "board_tokens_per_s": WORK.tokens / median(part.with_board for part in parts),
+        "ratio": median(part.without / part.with_board for part in parts),
+        "goal": LEAST,
+        "messages_per_s": median(part.messages_per_s for part in parts),
+        "bytes_per_s": median(part.bytes_per_s for part in parts),
+        "matmul_gflops": [part.gflops for part in parts],
+    }
+
+
+def as_table(lines: Sequence[Record]) -> str:
+    """Records as text."""
+    header = ("adapters", "tok/s", "with a board", "ratio", "goal", "messages/s", "kB/s")
+    return table(header, [cells(line) for line in lines])
+
+
+def cells(line: Record) -> tuple[str | float | None, ...]:
+    """Cells of one row."""
+    return (
+        str(line["adapters"]),
+        *(whole(line[name]) for name in ("tokens_per_s", "board_tokens_per_s")),
+        line["ratio"],
+        bound("≥", line["goal"]),
+        line["messages_per_s"],
+        line["bytes_per_s"] / 1000,
+    )
+
+
+# ----------------------------------------------------------------------------------- command line
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure all in turn, and print."""
+    args = parse(arguments)
+    base = load_base(ModelSettings(name=args.model, dtype=args.dtype))
+    with ExitStack() as stack:
+        subjects = [Crowd(base, adapters) for adapters in args.adapters]
+        for subject in subjects:
+            stack.callback(subject.stop)
+            say(f"{subject.adapters} adapters: warming up")
+            measure(subject, rounds=2)
+        parts: dict[Crowd, list[Part]] = {subject: [] for subject in subjects}
+        for _ in range(args.repeat):
+            for subject, own in parts.items():
+                own.append(measure(subject, args.rounds))
+                emit({"adapters": subject.adapters, "repetition": asdict(own[-1])})
+    lines = [emit(record(subject.adapters, own)) for subject, own in parts.items()]
+    print(f"\n{as_table(lines)}")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = command_line.parser("benchmarks.board", __doc__, "repetitions")
+    parser.add_argument(
+        "--adapters", nargs="+", type=positive, default=[1, 64], metavar="N", help="on the board (default: 1 64)"
+    )
+    parser.add_argument(
+        "--rounds", type=positive, default=10, metavar="N", help="of training that are timed (default: %(default)s)"
+    )
+    return command_line.parse(parser, arguments)
+
+
+if __name__ == "__main__":
+    main()

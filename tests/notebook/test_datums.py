@@ -1,0 +1,88 @@
+"""``lab.show``: the SDK's datums and the engine's, one and many."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tinker
+
+from tests.notebook.synthetic import decode, encode
+from tests.notebook.views.html import Page
+from txlab.config import Settings
+from txlab.engine.requests import Datum
+from txlab.notebook.datums import SHOWN, Datums, as_datum, ids_only
+from txlab.notebook.errors import TxlabError
+from txlab.notebook.lab import Lab
+
+
+def sdk(text: str, weights: list[float]) -> tinker.Datum:
+    ids = encode(text).tolist()
+    return tinker.Datum(
+        model_input=tinker.ModelInput.from_ints(ids[:-1]), loss_fn_inputs={"target_tokens": ids[1:], "weights": weights}
+    )
+
+
+def own(text: str, weights: list[float]) -> Datum:
+    ids = encode(text)
+    return Datum(ids[:-1], ids[1:], {"weights": np.array(weights, np.float32)})
+
+
+def test_the_sdks_datum_is_the_engines() -> None:
+    found = as_datum(sdk("abc", [0, 1]))
+    assert (found.tokens.tolist(), found.targets.tolist()) == ([97, 98], [98, 99])
+    assert {name: values.tolist() for name, values in found.inputs.items()} == {"weights": [0, 1]}
+    same = own("abc", [0, 1])
+    assert as_datum(same) is same
+
+
+def test_one_is_shown_in_full_and_several_as_a_gallery() -> None:
+    one = Datums([own("abc", [0, 1])], decode)
+    assert repr(one) == "2 tokens, 1 trained on, sum of weights 1.0\nab⟦c⟧"
+    many = Datums([own("abc", [0, 1]), *[own("abcde", [0, 1, 1, 0])] * SHOWN], decode)
+    assert repr(many).splitlines()[0] == "9 datums of 2 to 4 tokens · 34 tokens, 17 trained on, sum of weights 17.0"
+    assert repr(many).splitlines()[-1] == "… and 1 more"
+    page = Page(many._repr_html_())
+    assert len(page.all("div", "txlab-tokens")) == SHOWN
+    assert [e.text for e in page.all("div", "line")][-1] == "… and 1 more"
+    assert repr(many[1:][0].tokens) == repr(many[1].tokens)
+    assert (len(many), len(many[:3])) == (9, 3)
+    assert repr(Datums([], decode)) == "no datums"
+    assert "no datums" in Page(Datums([], decode)._repr_html_()).elements[0].text
+
+
+def test_thousands_take_little_room() -> None:
+    many = Datums([own("ab" * 2000, [0.0, 1.0] * 1999 + [1.0])] * 1000, decode)
+    assert len(many._repr_html_()) < 400_000
+    assert "1,000 datums" in repr(many)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("text", "found str"),
+        ([1], "found int"),
+        ({"a": 1}, "found str"),
+        (tinker.Datum(model_input=tinker.ModelInput.from_ints([-100]), loss_fn_inputs={}), "found -100"),
+        (
+            tinker.Datum(
+                model_input=tinker.ModelInput(chunks=[tinker.types.ImageChunk(data=b"", format="png")]),
+                loss_fn_inputs={},
+            ),
+            "text tokens",
+        ),
+    ],
+)
+def test_what_is_no_datum_is_refused(wrong: object, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = Lab(Settings())
+    monkeypatch.setattr(lab, "decode", decode)
+    with pytest.raises(TxlabError, match=message):
+        lab.show(wrong)  # type: ignore[arg-type]
+
+
+def test_a_lab_that_never_ran_has_no_tokenizer() -> None:
+    with pytest.raises(TxlabError, match="never ran"):
+        Lab(Settings()).show(own("abc", [0, 1]))
+
+
+def test_numbers_stand_for_tokens_without_a_tokenizer() -> None:
+    assert repr(Datums([own("abc", [0, 1])], ids_only)).endswith("97 98 ⟦99 ⟧")

@@ -1,0 +1,281 @@
+"""Figures of runs: logged by the user, kept with the run, told after a rewind, a stop and a restart."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tinker
+from tinker import types
+
+from txlab.engine.bus import AdapterView, EventBus
+from txlab.engine.events import AdapterCreated, AdapterRewound, MetricsLogged, PassCompleted, StepCompleted
+from txlab.lora.state import LoraConfig
+from txlab.notebook.errors import TxlabError
+from txlab.notebook.history import (
+    FIXED,
+    History,
+    as_metrics,
+    as_number,
+    as_step,
+    keep_history,
+    read_history,
+    to_columns,
+)
+from txlab.notebook.lab import Lab, serve
+from txlab.store.store import Store
+
+DATUM = types.Datum(types.ModelInput.from_ints([5, 6, 7]), {"target_tokens": [6, 7, 8], "weights": [1.0] * 3})
+
+
+@pytest.fixture
+def lab(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    monkeypatch.setenv("TXLAB_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    running = serve(str(tiny_llama))
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store(tmp_path)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def bus(store: Store) -> EventBus:
+    """A bus whose points are kept, with an adapter."""
+    bus = EventBus()
+    keep_history(bus, store.records)
+    bus.publish(AdapterCreated("m", "one", LoraConfig(8), 100))
+    return bus
+
+
+def step(bus: EventBus, number: int, loss: float) -> None:
+    bus.publish(PassCompleted("m", 10 * loss, 10.0, tokens=20, seconds=0.1, backward=True))
+    bus.publish(StepCompleted("m", number, 1e-3, 2.0, 400))
+
+
+def agrees(history: History, **columns: list[float]) -> None:
+    for name, column in columns.items():
+        np.testing.assert_allclose(history[name], column, err_msg=name)
+
+
+# ------------------------------------------------------------------------------------- a real lab
+
+
+def train(lab: Lab, name: str, steps: int) -> tinker.ServiceClient:
+    service = tinker.ServiceClient()
+    client = service.create_lora_training_client(base_model=lab.model, rank=4, user_metadata={"name": name}).result()
+    for number in range(1, steps + 1):
+        client.forward_backward([DATUM], "cross_entropy").result(timeout=120)
+        client.optim_step(types.AdamParams(learning_rate=0.01)).result(timeout=60)
+        lab.log(name, number, reward=number / 2)
+    return service
+
+
+def seen(lab: Lab, name: str) -> AdapterView:
+    return next(adapter for adapter in lab.status().view.adapters if adapter.name == name)
+
+
+def check(history: History, view: AdapterView) -> None:
+    """A run's history is what its curves were."""
+    assert (history.name, history.model_id) == (view.name, view.model_id)
+    assert [*history] == [*FIXED, *view.curves]
+    loss = view.curves["loss"]  # (n, 4)
+    agrees(
+        history, step=loss[:, 0], tokens=loss[:, 1], **{name: view.curves[name][:, 3] for name in ("loss", "reward")}
+    )
+    np.testing.assert_allclose(history["seconds"], loss[:, 2], atol=5)
+    assert (np.diff(history["seconds"]) > 0).all()
+    began = np.datetime64(round(view.created * 1000), "ms")
+    np.testing.assert_allclose((history["time"] - began).astype(float) / 1000, history["seconds"], atol=5)
+    np.testing.assert_array_equal(history["note"], [math.nan, math.nan, 7.0])
+
+
+def test_a_runs_history_is_what_was_seen_and_outlives_the_lab(lab: Lab) -> None:
+    service = train(lab, "pirate", 3)
+    lab.log("pirate", note=jnp.float32(7))
+    view = seen(lab, "pirate")
+    check(lab.history("pirate"), view)
+    check(lab.history(view.model_id), view)
+    service.close("success").result(timeout=20)
+    lab.stop()
+    check(lab.history("pirate"), view)
+    with pytest.raises(TxlabError, match="stopped"):
+        lab.log("pirate", reward=1)
+    lab.start()
+    check(lab.history("pirate"), view)
+    with pytest.raises(TxlabError, match="no adapter 'pirate'"):
+        lab.log("pirate", reward=1)
+    train(lab, "pirate", 1).close("success").result(timeout=20)
+    assert lab.history("pirate").rows == 1, "the newest of that name"
+    check(lab.history(view.model_id), view)
+    with pytest.raises(TxlabError, match=r"no run 'nobody'.*'pirate', 'pirate'"):
+        lab.history("nobody")
+
+
+# ---------------------------------------------------------------------------- what a history holds
+
+
+def test_every_step_that_was_ever_taken_is_there(bus: EventBus, store: Store) -> None:
+    for number in (1, 2, 3):
+        step(bus, number, 1 / number)
+        bus.publish(MetricsLogged("m", {"reward": number}))
+    bus.publish(AdapterRewound("m", 1))
+    step(bus, 2, 5.0)
+    bus.publish(MetricsLogged("m", {"reward": 9.0}))
+    agrees(
+        read_history(store.records, "m"),
+        step=[1, 2, 3, 2],
+        tokens=[20, 40, 60, 80],
+        loss=[1, 1 / 2, 1 / 3, 5],
+        reward=[1, 2, 3, 9],
+    )
+
+
+def test_metrics_of_a_step_share_its_row_whenever_they_are_logged(bus: EventBus, store: Store) -> None:
+    bus.publish(MetricsLogged("m", {"before": 1.0}))
+    bus.publish(MetricsLogged("m", {"early": 2.0}, 2))
+    step(bus, 1, 1.0)
+    step(bus, 2, 0.5)
+    bus.publish(MetricsLogged("m", {"late": 3.0}, 1))
+    nan = math.nan
+    agrees(
+        read_history(store.records, "m"),
+        step=[0, 2, 1],
+        tokens=[0, 40, 20],
+        loss=[nan, 0.5, 1.0],
+        before=[1, nan, nan],
+        early=[nan, 2, nan],
+        late=[nan, nan, 3],
+    )
+
+
+def test_what_is_logged_twice_for_a_step_is_there_twice(bus: EventBus, store: Store) -> None:
+    step(bus, 1, 1.0)
+    for reward in (1.0, 2.0):
+        bus.publish(MetricsLogged("m", {"reward": reward}))
+    agrees(read_history(store.records, "m"), step=[1, 1], loss=[1, math.nan], reward=[1, 2])
+
+
+def test_a_losss_own_metrics_do_not_hide_the_columns_that_all_have() -> None:
+    columns = to_columns([(1, 20, 100.0, {"tokens": 0.5})], began=90.0)
+    assert (columns["tokens"].tolist(), columns["tokens (metric)"].tolist()) == ([20], [0.5])
+    assert columns["seconds"].tolist() == [10]
+
+
+def test_a_run_without_steps_is_an_empty_table() -> None:
+    history = History("one", "m", to_columns([], began=0.0))
+    assert (history.rows, [*history]) == (0, [*FIXED])
+    assert "0 rows" in repr(history)
+    assert "0 rows" in history._repr_html_()
+
+
+def test_a_history_is_a_table_of_pandas() -> None:
+    pandas = pytest.importorskip("pandas")
+    points = [(n, 10 * n, 100.0 + n, {"loss": 1 / n} | ({"reward": 1.0} if n > 1 else {})) for n in (1, 2, 3)]
+    frame = pandas.DataFrame(History("one", "m", to_columns(points, began=100.0)))
+    assert [*frame.columns] == [*FIXED, "loss", "reward"]
+    assert frame.step.tolist() == [1, 2, 3]
+    assert frame.reward.isna().tolist() == [True, False, False]
+    assert str(frame.time.iloc[0]) == "1970-01-01 00:01:41"
+
+
+def test_it_shows_its_first_and_last_rows() -> None:
+    points = [(n, 1000 * n, 100.0 + n, {"<b>": float(n)}) for n in range(1, 1001)]
+    history = History("<i>", "m", to_columns(points, began=100.0))
+    text, html = repr(history), history._repr_html_()
+    assert [line.split()[0] for line in text.splitlines()] == (
+        ["<i>", "step", "1", "2", "3", "4", "5", "…", "996", "997", "998", "999", "1,000"]
+    )
+    assert "1,000,000" in text
+    assert "1,000 rows" in text
+    assert "&lt;b&gt;" in html
+    assert "<b>" not in html
+    assert "<i>" not in html
+    assert html.count("<tr") == 12
+
+
+def test_of_many_metrics_it_shows_a_few() -> None:
+    points = [(1, 10, 100.0, {f"metric{n}": 1.0 for n in range(30)})]
+    text = repr(History("one", "m", to_columns(points, began=100.0)))
+    assert "8 of 30 metrics" in text
+    assert "metric7" in text
+    assert "metric8" not in text
+
+
+# ---------------------------------------------------------------------------------- what is logged
+
+
+@pytest.mark.parametrize(
+    "value", [1, 0.5, True, np.float32(0.5), np.array(2), jnp.float32(0.5), jnp.array(3), math.nan, -math.inf]
+)
+def test_numbers_of_any_kind_are_numbers(value: object) -> None:
+    number = as_number("x", value)
+    assert type(number) is float
+    np.testing.assert_equal(number, float(value))  # type: ignore[arg-type]
+
+
+class Vector:
+    """One number in one dimension, which torch and older NumPy convert all the same."""
+
+    ndim = 1
+
+    def __float__(self) -> float:
+        return 1.0
+
+
+@pytest.mark.parametrize("value", [Vector(), "0.5", None, [1.0], np.array([1.0]), jnp.zeros(1), 1j, {}, b"1", 10**400])
+def test_anything_else_is_refused_by_name(value: object) -> None:
+    with pytest.raises(TxlabError, match=r"^x is .*: log a number"):
+        as_number("x", value)
+
+
+@pytest.mark.parametrize("step", [-1, 1.0, "1", 2**60, np.float32(1), [1]])
+def test_a_step_is_a_whole_number(step: object) -> None:
+    with pytest.raises(TxlabError, match="it must be a whole number from 0 on"):
+        as_step(step)
+    assert [as_step(step) for step in (0, np.int32(7))] == [0, 7]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ({}, "nothing to log"),
+        ({"loss": 1.0}, "loss is what the lab itself keeps"),
+        ({"step": 3}, "step is what the lab itself keeps"),
+        ({"": 1.0}, "this one has 0"),
+        ({"x" * 101: 1.0}, "this one has 101"),
+        ({"good": 1.0, "bad": "no"}, "bad is 'no'"),
+        ({"bad": "no" * 1000}, r"bad is 'nono.*\.\.\.: log"),
+    ],
+)
+def test_what_cannot_be_logged_is_said(metrics: dict[str, object], message: str) -> None:
+    with pytest.raises(TxlabError, match=message):
+        as_metrics(metrics)
+
+
+def test_it_may_be_logged_from_any_thread(lab: Lab) -> None:
+    lab._bus.publish(AdapterCreated("m", "one", LoraConfig(8), 100))
+
+    def log(number: int) -> None:
+        for at in range(50):
+            lab.log("one", at, **{f"metric{number}": at})
+
+    threads = [threading.Thread(target=log, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    history = lab.history("m")
+    assert sorted(history["step"].tolist()) == list(range(50))
+    for number in range(4):
+        np.testing.assert_array_equal(history[f"metric{number}"], history["step"])

@@ -1,0 +1,166 @@
+"""Steering adapters while they train. All of it may be called from any thread, also while a cell blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from txlab.engine.bus import AdapterView
+from txlab.engine.requests import (
+    PauseAdapter,
+    Request,
+    RequestError,
+    ResumeAdapter,
+    RewindAdapter,
+    StopAdapter,
+)
+from txlab.notebook.adapters import find_adapter
+from txlab.notebook.errors import TxlabError
+from txlab.notebook.served import LabPart
+
+if TYPE_CHECKING:
+    import tinker
+
+T = TypeVar("T")
+
+MAX_NAME = 100  # characters
+
+
+class Controls(LabPart):
+    """Pause, stop, rename, save, fork and rewind adapters.
+
+    ``adapter`` is always a name (the newest adapter of that name) or a run id. The engine obeys between two
+    micro-batches, whatever is queued; the calls return when it has. All of them raise TxlabError where the lab is
+    stopped or there is no such adapter.
+    """
+
+    def pause(self, adapter: str) -> None:
+        """Let an adapter's training wait until ``resume``: what is on the device ends, and clients simply wait.
+
+        Samples of it are drawn as ever.
+        """
+        self._tell(PauseAdapter(self._find(adapter).model_id))
+
+    def resume(self, adapter: str) -> None:
+        """Go on with a paused adapter; no effect on one that is not."""
+        self._tell(ResumeAdapter(self._find(adapter).model_id))
+
+    def stop_run(self, adapter: str) -> None:
+        """End what runs or waits for an adapter: whoever waits for its training or samples gets an exception at once.
+
+        The gradient that it has accumulated is dropped, weights and optimizer stay as they are. It is paused no more,
+        and what is asked of it later is done.
+        """
+        self._tell(StopAdapter(self._find(adapter).model_id))
+
+    def rename(self, adapter: str, name: str) -> None:
+        """Call an adapter something else, on the board and in the records of its run."""
+        from txlab.server.controls import rename
+
+        name = _checked(name)
+        model_id = self._find(adapter).model_id
+        self._on_server(rename(self._serving().server, model_id, name))
+
+    def save(self, adapter: str, name: str | None = None) -> str:
+        """Write a checkpoint of an adapter as it is now, optimizer included, and return its ``tinker://`` path.
+
+        Args:
+            adapter: a name or run id.
+            name: of the checkpoint, one that the run does not have yet; None makes one of the step, ``lab-step-0012``.
+
+        Raises:
+            TxlabError: the name is taken or cannot be one, or the disk refuses.
+        """
+        from txlab.server.controls import save
+
+        model_id = self._find(adapter).model_id
+        return self._on_server(save(self._serving().server, model_id, name))
+
+    def rewind(self, adapter: str, step: int | None = None, *, steps: int | None = None) -> int:
+        """Bring back an adapter's weights and optimizer state of an earlier step, and return that step.
+
+        Accumulated gradients are dropped; a pass that is running is computed anew, and whatever waits is done, with
+        the weights of that step. What it was before stays kept: ``rewind`` goes forward again too. Samplers keep the
+        weights that they have. ``EngineSettings.kept_bytes`` bounds how many steps are kept.
+
+        Args:
+            adapter: a name or run id.
+            step: the step to return to.
+            steps: or how many to go back; 1 where neither is given.
+
+        Raises:
+            TxlabError: the step is not kept; the message lists those that are.
+        """
+        if step is not None and steps is not None:
+            raise TxlabError("rewind takes step (which one) or steps (how many back), not both.")
+        view = self._find(adapter)
+        target = view.step - (1 if steps is None else steps) if step is None else step
+        self._tell(RewindAdapter(view.model_id, target))
+        return target
+
+    def fork(self, adapter: str, name: str, step: int | None = None) -> str:
+        """Make a new adapter of another, with its weights and optimizer state, and return its run id.
+
+        The two are independent from then on. It belongs to the lab, not to the other's client, and lives as long as
+        the lab serves; ``training_client`` trains it.
+
+        Args:
+            adapter: a name or run id.
+            name: of the new one.
+            step: a kept step of the other; None is its present state.
+
+        Raises:
+            TxlabError: the step is not kept; the message lists those that are.
+        """
+        from txlab.server.controls import fork
+
+        name = _checked(name)
+        source_id = self._find(adapter).model_id
+        served = self._serving()
+        return self._on_server(fork(served.server, source_id, *served.own_client.next_model(), name, step))
+
+    def training_client(self, adapter: str) -> tinker.TrainingClient:
+        """The SDK's client that trains a fork; the same one each time, since its requests are numbered.
+
+        Raises TxlabError for an adapter that was made by a client: that one trains it, and a fork of it is free.
+        """
+        view = self._find(adapter)
+        client = self._serving().own_client.training_client(view.model_id)
+        if client is None:
+            raise TxlabError(
+                f"Adapter {view.name!r} is trained by the client that made it. A copy is yours to train: "
+                f"lab.training_client(lab.fork({adapter!r}, 'a name'))."
+            )
+        return client
+
+    def _find(self, adapter: str) -> AdapterView:
+        self._serving()
+        return find_adapter(self._bus.view().adapters, adapter)
+
+    def _tell(self, request: Request) -> None:
+        """Have the engine carry out a request, and wait until it has."""
+        try:
+            self._serving().engine.ask(request).result()
+        except RequestError as error:
+            problem = str(error)
+        else:
+            return
+        raise TxlabError(problem)  # here, so that a kernel that keeps its last error does not keep the engine
+
+    def _on_server(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run ``work`` on the server's loop; what it refuses is the user's to know."""
+        from txlab.server.futures import REFUSALS
+
+        try:
+            return self._serving().host.run(work)
+        except REFUSALS as error:
+            problem = str(error)
+        raise TxlabError(problem)
+
+
+def _checked(name: str) -> str:
+    """A name as people may give it. Raises TxlabError."""
+    name = name.strip()
+    if not name or len(name) > MAX_NAME or not name.isprintable():
+        raise TxlabError(f"{name[:40]!r} is no name: use one line of 1 to {MAX_NAME} characters.")
+    return name
