@@ -24,7 +24,7 @@ PICTURES = Path(__file__).with_name("pictures")
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 COLORS = 96  # of a palette: text stays sharp, and a picture takes some tens of kilobytes
 ROUNDS = {1: 40, 8: 16, 64: 5}  # of optimizer steps
-LIVE_AFTER = 0.7  # of the rounds
+LIVE_AFTER = 0.67  # of the rounds
 
 START = """
 %load_ext txlab
@@ -68,7 +68,7 @@ for n in range({rounds}):
     if n % 4 == 3:
         lab.sample(prompt, list(clients)[n // 4 % len(clients)], max_tokens=16, temperature=0.0, stop=["\\n"])
     if n == int({rounds} * {share}):
-        print("live")
+        print("two thirds")
 """
 CLOSE = "board.close()"
 ENDED = "![...document.querySelectorAll('.jp-InputPrompt')].some((prompt) => prompt.textContent.includes('*'))"
@@ -95,7 +95,7 @@ def phases(page: Page) -> Iterator[str]:
     page.page.set_default_timeout(1_200_000)
     page.command("application:toggle-left-area")
     page.run_all()
-    page.page.get_by_text("live\n").first.wait_for()
+    page.page.get_by_text("two thirds", exact=True).first.wait_for()
     yield "live"
     page.page.wait_for_function(ENDED)
     time.sleep(2)

@@ -13,7 +13,7 @@ from txlab.notebook.views.pieces import split_text
 from txlab.notebook.views.playground_html import Turn
 
 CANCELLED = "stopped"
-BROKEN = "\ufffd"  # half a character, whose other half may still come
+BROKEN = "\ufffd"  # a character of which a part may still come
 
 
 @dataclass(slots=True, eq=False)
@@ -60,7 +60,7 @@ def _answer(draft: Draft, color: str, decode: Decode, logprobs: bool) -> Answer:
 def _text(drawn: Sequence[tuple[int, float]], end: str, decode: Decode, logprobs: bool) -> Text:
     tokens = [token for token, _ in drawn]
     text = decode(tokens)
-    text = text if end else text.rstrip(BROKEN)
+    text = text if end else text.removesuffix(BROKEN)
     scores = (score for _, score in drawn)
     pieces = tuple(zip(split_text(tokens, text, decode), scores, strict=True)) if logprobs else ()
     return Text(text, len(tokens), end, pieces)

@@ -155,7 +155,7 @@ PANEL = """
 .txlab-panel .pin > div { display: flex; align-items: baseline; gap: 10px; }
 .txlab-panel .pin > div p { flex: 1; min-width: 0; overflow-wrap: anywhere; }
 .txlab-panel .pin table { table-layout: fixed; }
-.txlab-panel .pin :is(th, td) { vertical-align: top; white-space: normal; overflow-wrap: anywhere; }
+.txlab-panel .pin :is(th, td) { vertical-align: top; text-align: left; white-space: normal; overflow-wrap: anywhere; }
 .txlab-panel .pin tbody th { width: 130px; }
 .txlab-panel .pin td small { display: block; }
 .txlab-panel .pin td .written { margin: 0; }
