@@ -22,7 +22,8 @@ from tests.notebook.browser import Page, browser_page, jupyter  # noqa: E402
 
 PICTURES = Path(__file__).with_name("pictures")
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
-COLORS = 96  # of a palette: text stays sharp, and a picture takes some tens of kilobytes
+SIZE = {"width": 1080, "height": 2200}  # of the page: a whole board fits
+COLORS = 256  # of a palette: a picture takes some tens of kilobytes
 ROUNDS = {1: 40, 8: 16, 64: 5}  # of optimizer steps
 LIVE_AFTER = 0.67  # of the rounds
 
@@ -93,6 +94,7 @@ def main(counts: list[int]) -> None:
 def phases(page: Page) -> Iterator[str]:
     """Names of what is on the page, one after the other."""
     page.page.set_default_timeout(1_200_000)
+    page.page.set_viewport_size(SIZE)
     page.command("application:toggle-left-area")
     page.run_all()
     page.page.get_by_text("two thirds", exact=True).first.wait_for()
@@ -117,8 +119,8 @@ def shoot(page: Page, name: str) -> None:
 
 def save(png: bytes, path: Path) -> None:
     """Write a picture with a palette."""
-    image = Image.open(io.BytesIO(png)).convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
-    image.save(path, optimize=True)
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    image.quantize(COLORS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
     print(path.name, f"{path.stat().st_size / 1e3:.0f} kB")
 
 
