@@ -24,8 +24,8 @@ MOST_PROGRAMS = 12
 
 @pytest.fixture
 def own(base):
-    """An engine whose shapes no other test shares."""
-    engine = Engine(base, EngineSettings(train_tokens=2048), EventBus())
+    """An engine whose shapes no other test shares. It keeps no earlier steps: these have a budget of their own."""
+    engine = Engine(base, EngineSettings(train_tokens=2048, kept_bytes=0), EventBus())
     engine.start()
     yield engine
     engine.stop()

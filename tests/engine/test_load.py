@@ -184,7 +184,7 @@ def test_an_engine_tells_its_load_and_that_it_has_come_to_rest(base: BaseModel, 
             future.result(120)
         assert awaited(bus, lambda load: load.rows == 0).queued == 3
         assert max(load.rows for load in loads) == bus.view().load.max_rows == 8
-        assert max(load.waiting_rows for load in loads) == 8
+        assert max(load.waiting_rows for load in loads) in (8, 16)  # both may arrive before the first step
         answer(engine, UnloadAdapter("m"))
         assert awaited(bus, lambda load: load.queued == 0) == loads[-1]
 

@@ -56,7 +56,7 @@ while adapter("end") is None:
 board.close()
 end, fork = adapter("end"), adapter("a fork")
 print("TOLD", dict(stopped=stopped, step=end.step, fork_step=fork.step, pins=len(lab.pins.view()),
-    saved=len(lab.checkpoints()), state=adapter("two").state, options=repr(board._options)))
+    saved=len(lab.checkpoints('end')), state=adapter("two").state, options=repr(board._options)))
 """,
 )
 

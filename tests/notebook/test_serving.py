@@ -132,12 +132,6 @@ def test_board_is_live_then_a_static_picture(serving: Kernel) -> None:
     assert set(frozen[next(reversed(cell.latest))]) == {"image/svg+xml", "text/plain"}
 
 
-def test_showing_a_board_again_freezes_the_older(serving: Kernel) -> None:
-    older = next(reversed(serving.ok("older = lab.board()").latest))
-    latest = serving.ok("newer = lab.board()").latest
-    assert set(latest[older]) == {"image/svg+xml", "text/plain"}
-
-
 def test_asyncio_run_through_the_offered_call(serving: Kernel) -> None:
     program = "async def main(): return (await client.forward([datum], 'cross_entropy')).metrics\n"
     if serving.loop != "main":  # whose loop allows it already

@@ -160,10 +160,9 @@ class Lab(Access, OwnLosses, Sampling, Exchange, Reports, Faces, Histories, Cont
         from txlab.profiling.report import render_profile
         from txlab.profiling.workload import StepShape
 
-        engine = self._serving().engine
         folder = None if keep is None else Path(keep).expanduser()
         try:
-            return Text(render_profile(run_profile(engine, StepShape(rows, length, rank), folder)))
+            return Text(render_profile(run_profile(self._serving().engine, StepShape(rows, length, rank), folder)))
         except (RequestError, RuntimeError) as error:
             problem = str(error)
         raise TxlabError(problem)  # here, so that a kernel that keeps its last error does not keep the engine
