@@ -4,6 +4,7 @@
 const HTML = "html_"; // before a region's name: the trait with its HTML
 const PAUSE_MS = 120; // a slider that moves acts when it rests so long, and when it is let go
 const GREET_MS = 500; // before the first hello is said again
+const LAST_GREET_MS = 300_000; // who has not answered by then is not there
 
 // --------------------------------------------------------------------------------------------- patching
 
@@ -162,11 +163,19 @@ function render({ model, el }) {
   // has no subshell for widgets yet: it is said again until Python answers, and until then the picture is shown.
   const view = Math.random().toString(36).slice(2);
   const controller = new AbortController();
-  const leave = () => model.send({ bye: view });
+  const say = (message) => {
+    try {
+      model.send(message);
+    } catch {
+      // The kernel is away for the moment.
+    }
+  };
+  const leave = () => say({ bye: view });
   let greeting;
   const greet = (pause) => {
-    model.send({ hello: view });
-    greeting = setTimeout(greet, pause, 2 * pause);
+    clearTimeout(greeting);
+    say({ hello: view });
+    if (pause < LAST_GREET_MS) greeting = setTimeout(greet, pause, 2 * pause);
   };
   model.on("msg:custom", (message) => {
     if (message.welcome !== view) return;
@@ -174,6 +183,11 @@ function render({ model, el }) {
     root.classList.add("txlab-alive");
   });
   greet(GREET_MS);
+  // The kernel was restarted, or the connection to it is there again: it is alive if it answers.
+  model.on("comm_live_update", () => {
+    root.classList.remove("txlab-alive");
+    greet(GREET_MS);
+  });
   const { signal } = controller;
   window.addEventListener("pagehide", leave, { signal });
   // Keys on the panel's elements are theirs: arrows move a slider, where JupyterLab would fold the cell. Its commands

@@ -25,11 +25,11 @@ Bundle = Mapping[str, str]  # MIME type -> content
 EMPTY: Bundle = {"text/plain": ""}
 _HTML = "html_"  # before a region's name: the trait with its HTML, as in panel.js
 
-# Three outputs follow each other: this one, the widget, the picture. It is never seen itself. The widget shows once
-# Python knows of it, and not where its kernel is gone; the picture shows while the widget does not.
+# Three outputs follow each other: this one, the widget, the picture. It is never seen itself. The widget shows while
+# Python answers it, and the picture while the widget does not show.
 _MARK = ".jp-OutputArea-child:has(> .jp-OutputArea-output > .txlab-outputs)"
 _WIDGET = f"{_MARK} + .jp-OutputArea-child"
-_ALIVE = ":has(.txlab-alive):not(:has(.jupyter-widgets-disconnected))"
+_ALIVE = ":has(.txlab-alive)"
 _OUTPUTS = (
     f'<div class="txlab-outputs">{FIT_IN_LAB}<style>'
     f"{_MARK}, {_WIDGET}:not({_ALIVE}), {_WIDGET}{_ALIVE} + .jp-OutputArea-child {{ display: none; }}"
