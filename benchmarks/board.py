@@ -1,4 +1,4 @@
-"""What a live board costs: training with and without one, in turn, in one process.
+"""What a live board costs: training without one, with one, with one and without, in one process.
 
 Prints a JSON line for each repetition as it comes and one for each number of adapters on the board, then a table.
 benchmarks/README.md says how each figure is taken.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
-from statistics import median
+from statistics import mean, median
 from typing import Any
 from unittest import mock
 
@@ -75,15 +76,29 @@ def page(wire: Wire) -> Iterator[None]:
         yield
 
 
+class TimedBoard(Board):
+    """A board that counts how often it draws, and the processor seconds that this takes."""
+
+    draws, drawing = 0, 0.0
+
+    def _draw(self, quiet: bool) -> float:
+        began = time.thread_time()
+        try:
+            return super()._draw(quiet)
+        finally:
+            self.draws += 1
+            self.drawing += time.thread_time() - began
+
+
 @contextmanager
-def live_board(bus: EventBus, wire: Wire) -> Iterator[None]:
+def live_board(bus: EventBus, wire: Wire) -> Iterator[TimedBoard]:
     """A board that a page looks at all the time."""
-    board = Board(bus, lambda tokens: " ".join(map(str, tokens)), "a base model", "http://127.0.0.1")
+    board = TimedBoard(bus, lambda tokens: " ".join(map(str, tokens)), "a base model", "http://127.0.0.1")
     with page(wire):
         board.show()
     board._panel._receive(None, {"hello": "benchmark"}, [])  # as panel.js does
     try:
-        yield
+        yield board
     finally:
         board.close()
 
@@ -111,48 +126,77 @@ class Crowd(Subject):
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One repetition; seconds are of a round of training."""
+class Spell:
+    """Some rounds of training on end; seconds and processor seconds are of one round."""
 
-    without: float
-    with_board: float
-    messages_per_s: float
+    seconds: float
+    processor_seconds: float  # of the whole process
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One repetition: a spell without a board, two with one, and another without."""
+
+    without: tuple[Spell, Spell]
+    with_board: tuple[Spell, Spell]
+    draws_per_s: float
+    drawing: float  # processor seconds of drawing and sending in a second
     bytes_per_s: float
     gflops: float  # of NumPy's matmul
 
 
 def measure(subject: Crowd, rounds: int) -> Part:
-    """Train without a board, then with one."""
+    """Train in turn, so that a machine that grows slower or faster favours neither side."""
     gflops = numpy_matmul_gflops()
     with closing(training(subject)) as ends:
-        without = seconds_per_round(ends, rounds)
+        first = spell(ends, rounds)
         wire = Wire()
-        with live_board(subject.bus, wire):
+        with live_board(subject.bus, wire) as board:
             next(ends)  # the round in which the board appears
-            began, messages, sent = time.perf_counter(), wire.messages, wire.bytes
-            with_board = seconds_per_round(ends, rounds)
+            began, draws, drawing, sent = time.perf_counter(), board.draws, board.drawing, wire.bytes
+            boards = spell(ends, rounds), spell(ends, rounds)
             seconds = time.perf_counter() - began
-            messages, sent = wire.messages - messages, wire.bytes - sent
-    return Part(without, with_board, messages / seconds, sent / seconds, gflops)
+            figures = (board.draws - draws, board.drawing - drawing, wire.bytes - sent)
+        next(ends)
+        last = spell(ends, rounds)
+    draws_per_s, share, bytes_per_s = (figure / seconds for figure in figures)
+    return Part((first, last), boards, draws_per_s, share, bytes_per_s, gflops)
+
+
+def spell(ends: Iterator[float], rounds: int) -> Spell:
+    """Train some rounds, from the end of one on."""
+    before = os.times()
+    seconds = seconds_per_round(ends, rounds)
+    after = os.times()
+    processor = after.user + after.system - before.user - before.system
+    return Spell(seconds, processor / (rounds + 1))  # the round whose end is the beginning was trained meanwhile
 
 
 def record(adapters: int, parts: Sequence[Part]) -> Record:
     """Figures for one number of adapters; ``ratio`` is of tokens/s with a board to those without."""
     return {
         "adapters": adapters,
-        "tokens_per_s": WORK.tokens / median(part.without for part in parts),
-        "board_tokens_per_s": WORK.tokens / median(part.with_board for part in parts),
-        "ratio": median(part.without / part.with_board for part in parts),
+        "tokens_per_s": WORK.tokens / median(mean(one.seconds for one in part.without) for part in parts),
+        "board_tokens_per_s": WORK.tokens / median(mean(one.seconds for one in part.with_board) for part in parts),
+        "ratio": median(ratio(part, "seconds") for part in parts),
+        "ratios": [ratio(part, "seconds") for part in parts],
+        "processor_ratio": median(ratio(part, "processor_seconds") for part in parts),
         "goal": LEAST,
-        "messages_per_s": median(part.messages_per_s for part in parts),
+        "draws_per_s": median(part.draws_per_s for part in parts),
+        "drawing": median(part.drawing for part in parts),
         "bytes_per_s": median(part.bytes_per_s for part in parts),
         "matmul_gflops": [part.gflops for part in parts],
     }
 
 
+def ratio(part: Part, figure: str) -> float:
+    """How much less of ``figure`` the rounds without a board took."""
+    return sum(getattr(one, figure) for one in part.without) / sum(getattr(one, figure) for one in part.with_board)
+
+
 def as_table(lines: Sequence[Record]) -> str:
     """Records as text."""
-    header = ("adapters", "tok/s", "with a board", "ratio", "goal", "messages/s", "kB/s")
+    header = ("adapters", "tok/s", "with a board", "ratio", "of processor", "goal", "draws/s", "drawing %", "kB/s")
     return table(header, [cells(line) for line in lines])
 
 
@@ -162,8 +206,10 @@ def cells(line: Record) -> tuple[str | float | None, ...]:
         str(line["adapters"]),
         *(whole(line[name]) for name in ("tokens_per_s", "board_tokens_per_s")),
         line["ratio"],
+        line["processor_ratio"],
         bound("≥", line["goal"]),
-        line["messages_per_s"],
+        line["draws_per_s"],
+        100 * line["drawing"],
         line["bytes_per_s"] / 1000,
     )
 

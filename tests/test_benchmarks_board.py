@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import board
-from benchmarks.board import Part, Wire, live_board
+from benchmarks.board import Part, Spell, Wire, live_board
 from tests.models.tiny import make_tiny
 from tests.notebook.synthetic import train
 from txlab.engine.bus import EventBus
@@ -29,9 +29,14 @@ def test_a_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
 
 def test_figures_of_a_number_of_adapters():
-    parts = [Part(2.0, 4.0, 3.0, 1000.0, 10.0), Part(2.0, 2.0, 5.0, 3000.0, 20.0)]
+    slow, fast = Spell(4.0, 6.0), Spell(2.0, 6.0)
+    parts = [
+        Part((fast, fast), (slow, slow), 3.0, 0.01, 1000.0, 10.0),
+        Part((slow, fast), (fast, slow), 2.0, 0.02, 3000.0, 20.0),
+    ]
     record = board.record(64, parts)
-    assert record["ratio"] == 0.75
+    assert (record["ratio"], record["ratios"], record["processor_ratio"]) == (0.75, [0.5, 1.0], 1.0)
+    assert (record["draws_per_s"], record["drawing"]) == (2.5, 0.015)
     assert record["bytes_per_s"] == 2000.0
     assert record["matmul_gflops"] == [10.0, 20.0]
 
@@ -39,8 +44,10 @@ def test_figures_of_a_number_of_adapters():
 def test_a_board_sends_what_a_page_would_get():
     bus, wire = EventBus(), Wire()
     train(bus, "pirate", steps=5)
-    with live_board(bus, wire):
+    with live_board(bus, wire) as shown:
         assert wire.bytes > 10_000, "the widget's state"
         before = wire.messages
         train(bus, "later", steps=5)
     assert wire.messages > before
+    assert shown.draws >= 1
+    assert 0 < shown.drawing < 60

@@ -46,6 +46,23 @@ def steps_of(bus: EventBus, metric: str) -> list[float]:
     return seen(bus).curves[metric][:, 0].tolist()
 
 
+def test_a_view_is_the_same_until_something_comes(bus: EventBus):
+    bus.publish(AdapterCreated("other", "two", LoraConfig(8), 100))
+    train(bus, 1, 2)
+    one, two = bus.view().adapters
+    assert bus.view().adapters == (one, two)
+    for event in (
+        PassCompleted("m", 1.0, 1.0, 1, 1.0, backward=True),
+        StateChanged("m", "idle"),
+        AdapterRewound("m", 1),
+    ):
+        bus.publish(event)
+        newer, same = bus.view().adapters
+        assert newer is not one
+        assert same is two
+        one = newer
+
+
 def test_loss_is_per_weight_over_all_passes_of_a_step(bus: EventBus):
     train(bus, 1, 4)
     adapter = seen(bus)

@@ -41,9 +41,12 @@ class Point:
     metrics: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class AdapterView:
-    """What is known of one adapter. ``loss`` is per unit of weight (per trained token), by optimizer step."""
+    """What is known of one adapter. ``loss`` is per unit of weight (per trained token), by optimizer step.
+
+    Until something new is known it is the same object.
+    """
 
     model_id: str
     name: str
@@ -81,6 +84,7 @@ class AdapterHistory:
             made.model_id, made.name, made.lora, made.memory_bytes, created=time.time(), step=made.step
         )
         self._curves: dict[str, Series] = {}
+        self._view: AdapterView | None = None  # none where something came since it was looked at
         self._begin_step()
 
     def _begin_step(self) -> None:
@@ -90,12 +94,16 @@ class AdapterHistory:
 
     def view(self) -> AdapterView:
         """An immutable copy, safe to draw from any thread."""
-        return replace(self._latest, curves={name: series.points for name, series in self._curves.items()})
+        if self._view is None:
+            curves = {name: series.points for name, series in self._curves.items()}
+            self._view = replace(self._latest, curves=curves)
+        return self._view
 
     def fold(self, event: AdapterEvent) -> Point | None:
         """Take an event in; the point that the curves got, if any."""
         if self._latest.state == "unloaded":
             return None  # samples of its snapshots may still end
+        self._view = None
         match event:
             case PassCompleted(backward=True):
                 self._take_pass(event)

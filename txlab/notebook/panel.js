@@ -100,8 +100,8 @@ function listen(root, send) {
   let timer;
   const act = (element) => {
     clearTimeout(timer);
-    const { action, target = null } = element.dataset;
-    send({ name: action, value: valueOf(element), target, fields: fieldsOf(element) });
+    const target = element.closest("[data-target]")?.dataset.target ?? null;
+    send({ name: element.dataset.action, value: valueOf(element), target, fields: fieldsOf(element) });
   };
   const acting = (event, selector) => event.target.closest?.(selector);
   root.addEventListener("click", (event) => {

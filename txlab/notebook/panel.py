@@ -43,7 +43,7 @@ class Action:
 
     name: str
     value: str | None = None  # the element's own; "true" or "false" of a checkbox
-    target: str | None = None  # its data-target
+    target: str | None = None  # its data-target, or that of what it lies in
     fields: Mapping[str, str | list[str]] = field(default_factory=dict)  # named inputs of the enclosing [data-form]
 
 

@@ -11,10 +11,11 @@ LOADS = ("src", "href", "srcset", "action", "data", "poster", "xlink:href")  # a
 
 @dataclass
 class Element:
-    """A tag with its attributes, and the text of it and of what it holds."""
+    """A tag with its attributes, the data-target of it or of what it lies in, and the text of it and what it holds."""
 
     tag: str
     attributes: dict[str, str]
+    target: str = ""
     text: str = ""
 
 
@@ -34,13 +35,18 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         assert len({name for name, _ in attrs}) == len(attrs), f"an attribute of {tag} comes twice"
-        element = Element(tag, {name: value or "" for name, value in attrs})
-        self.elements.append(element)
+        element = self._add(tag, attrs)
         if tag not in VOID:
             self._open.append(element)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append(Element(tag, {name: value or "" for name, value in attrs}))
+        self._add(tag, attrs)
+
+    def _add(self, tag: str, attrs: list[tuple[str, str | None]]) -> Element:
+        attributes = {name: value or "" for name, value in attrs}
+        around = self._open[-1].target if self._open else ""
+        self.elements.append(Element(tag, attributes, attributes.get("data-target", around)))
+        return self.elements[-1]
 
     def handle_endtag(self, tag: str) -> None:
         assert self._open, f"{tag} was never opened"

@@ -41,6 +41,9 @@ def test_hiding_twice_shows_again() -> None:
     hidden = BoardOptions().changed("hide", None, "a").changed("hide", None, "b")
     assert hidden.hidden == {"a", "b"}
     assert hidden.changed("hide", None, "a").hidden == {"b"}
+    opened = hidden.changed("more", None, "a")
+    assert (opened.opened, opened.hidden) == ({"a"}, {"a", "b"})
+    assert opened.changed("more", None, "a").opened == set()
 
 
 def excerpt(sample: SampleCompleted | LiveSample, logprobs: bool = True) -> Excerpt:

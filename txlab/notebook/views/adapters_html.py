@@ -8,6 +8,7 @@ from txlab.engine.adapter_history import AdapterView
 from txlab.notebook.views.charts import loss_spark
 from txlab.notebook.views.curves import adapter_colors
 from txlab.notebook.views.frame import Frame
+from txlab.notebook.views.remember import remembered
 from txlab.notebook.views.text import layers, memory, number, rate, run_note, whole
 
 SPARK_WIDTH, SPARK_HEIGHT = 56, 20
@@ -32,8 +33,8 @@ _HEADS = (
 
 
 def render_adapters(frame: Frame) -> str:
-    """A row for each adapter, in order of creation; each is followed by its forms, and by what failed."""
-    adapters = frame.view.adapters
+    """A row for each adapter, in order of creation; each is followed by its forms if opened, and by what failed."""
+    adapters, options = frame.view.adapters, frame.options
     if not adapters:
         return (
             '<section aria-label="Adapters"><p class="empty">No adapters yet. '
@@ -41,7 +42,9 @@ def render_adapters(frame: Frame) -> str:
         )
     colors = adapter_colors(adapters)
     heads = "".join(f'<th scope="col" class="{css}">{name}</th>' for css, name in _HEADS)
-    rows = "".join(_row(a, colors[a.model_id], a.model_id in frame.options.hidden) for a in adapters)
+    rows = "".join(
+        _row(a, colors[a.model_id], a.model_id in options.hidden, a.model_id in options.opened) for a in adapters
+    )
     scroll = ' class="scroll" tabindex="0" role="group" aria-label="All adapters"' if len(adapters) > _MOST_ROWS else ""
     return (
         f'<section aria-label="Adapters"><div{scroll}><table class="adapters"><caption class="sr">Adapters</caption>'
@@ -49,12 +52,15 @@ def render_adapters(frame: Frame) -> str:
     )
 
 
-def _row(adapter: AdapterView, color: str, hidden: bool) -> str:
+@remembered
+def _row(adapter: AdapterView, color: str, hidden: bool, opened: bool) -> str:
     key, name = escape(adapter.model_id), escape(adapter.name or adapter.model_id)
-    words = " ".join(word for word, there in (("off", hidden), ("failed", bool(adapter.message))) if there)
-    css = f' class="{words}"' if words else ""
+    opened = opened and adapter.state != "unloaded"
+    css = " ".join(
+        word for word, there in (("off", hidden), ("on", opened), ("failed", bool(adapter.message))) if there
+    )
     return (
-        f'<tr data-key="{key}"{css}>{_name(key, name, adapter, color, hidden)}'
+        f'<tr data-key="{key}" data-target="{key}" class="{css}">{_name(key, name, adapter, color, hidden)}'
         f'<td class="lora">{adapter.rank}<small>{layers(adapter.lora)}</small></td>'
         f'<td class="n">{adapter.step:,}</td>'
         f'<td class="n"><div class="loss">{_spark(adapter, color)}<span>{number(adapter.loss)}</span></div></td>'
@@ -62,16 +68,18 @@ def _row(adapter: AdapterView, color: str, hidden: bool) -> str:
         f'<td class="n">{whole(adapter.tokens_per_second)}</td>'
         f'<td class="n">{memory(adapter.memory_bytes)}<small>{memory(adapter.host_bytes)}</small></td>'
         f'<td><span class="pill {adapter.state}">{adapter.state}</span></td>'
-        f'<td class="acts">{_actions(key, name, adapter)}</td></tr>{_forms(key, name, adapter)}{_problem(key, adapter)}'
+        f'<td class="acts">{_actions(name, adapter, opened)}</td></tr>'
+        f"{_forms(key, name, adapter) if opened else ''}{_problem(key, adapter)}"
     )
 
 
 def _name(key: str, name: str, adapter: AdapterView, color: str, hidden: bool) -> str:
     pressed = "false" if hidden else "true"
+    curve = f'aria-pressed="{pressed}" aria-label="curve of {name}" title="Show or hide its curve"'
     return (
-        f'<th scope="row" title="{name} · {key}"><div><button class="swatch {color}" data-action="hide" '
-        f'data-target="{key}" aria-pressed="{pressed}" aria-label="curve of {name}" title="Show or hide its curve">'
-        f'</button><div><span class="name">{name}</span>'
+        f'<th scope="row" title="{name} · {key}"><div>'
+        f'<button class="swatch {color}" data-action="hide" {curve}></button>'
+        f'<div><span class="name">{name}</span>'
         f'<small class="run">{escape(run_note(adapter))}</small></div></div></th>'
     )
 
@@ -92,31 +100,31 @@ def _problem(key: str, adapter: AdapterView) -> str:
 # ------------------------------------------------------------------------------------ actions
 
 
-def _actions(key: str, name: str, adapter: AdapterView) -> str:
+def _actions(name: str, adapter: AdapterView, opened: bool) -> str:
     if adapter.state == "unloaded":
         return ""
     first = "resume" if adapter.state == "paused" else "pause"
     buttons = "".join(
-        f'<button class="act" data-action="{action}" data-target="{key}" aria-label="{action} {name}" '
-        f'title="{_TITLES[action]}"></button>'
+        f'<button class="act" data-action="{action}" aria-label="{action} {name}" title="{_TITLES[action]}"></button>'
         for action in (first, "stop", "save")
     )
-    more = f'<details><summary class="act" aria-label="more for {name}" title="More"></summary></details>'
-    return f"<div>{buttons}{more}</div>"
+    return (
+        f'<div>{buttons}<button class="act" data-action="more" aria-expanded="{"true" if opened else "false"}" '
+        f'aria-label="more for {name}" title="More"></button></div>'
+    )
 
 
 def _forms(key: str, name: str, adapter: AdapterView) -> str:
-    """A row that opens: fork or rewind at a kept step, and rename."""
-    if adapter.state == "unloaded":
-        return ""
+    """Fork or rewind at a kept step, and rename."""
     kept = "".join(f"<option>{step}</option>" for step in sorted(adapter.kept_steps, reverse=True))
     off = "" if kept else " disabled"
     return (
-        f'<tr class="forms" data-key="{key}/forms"><td colspan="{len(_HEADS)}"><div role="group" aria-label="{name}">'
-        f'<form data-form data-action="fork" data-target="{key}">at step <select name="step" aria-label="step">'
-        f'<option value="">now</option>{kept}</select><button>Fork</button>as <input name="name" '
-        f'placeholder="new name" aria-label="name of the fork">or <button type="button" data-action="rewind" '
-        f'data-target="{key}" title="Back to the chosen step, or by one"{off}>Rewind</button></form>'
-        f'<form data-form data-action="rename" data-target="{key}"><button>Rename</button>to <input name="name" '
+        f'<tr class="forms" data-key="{key}/forms" data-target="{key}"><td colspan="{len(_HEADS)}">'
+        f'<div role="group" aria-label="{name}"><form data-form data-action="fork">at step '
+        f'<select name="step" aria-label="step"><option value="">now</option>{kept}</select><button>Fork</button>as '
+        f'<input name="name" placeholder="new name" aria-label="name of the fork">or '
+        f'<button type="button" data-action="rewind" title="Back to the chosen step, or by one"{off}>'
+        f"Rewind</button></form>"
+        f'<form data-form data-action="rename"><button>Rename</button>to <input name="name" '
         f'value="{name}" aria-label="other name"></form></div></td></tr>'
     )

@@ -12,12 +12,13 @@ from txlab.engine.adapter_history import LOSS, OWN_CURVES, AdapterView
 from txlab.notebook.views.axes import Axis, value_axis, value_label, x_axis, x_label
 from txlab.notebook.views.curves import Curve, adapter_curves, smooth, thin
 from txlab.notebook.views.frame import Frame, XKind
+from txlab.notebook.views.remember import remembered
 from txlab.notebook.views.text import number
 
 MAX_LABELLED = 8  # curves with a value at their end; more would not be told apart
 LABEL_MARGIN = 58  # px that these take
 LABEL_GAP = 14.0  # px between labels at the ends of the curves
-MAX_POINTS = 16_000  # of all curves of a chart together: many curves share the columns' width
+MAX_POINTS = 12_000  # of all curves of a chart together: many curves share the columns' width
 SPARK_COLUMNS = 16
 FINE = 10  # curves are drawn in tenths of a px, which are whole numbers, and so short
 X_TITLES: dict[XKind, str] = {"step": "step", "tokens": "trained tokens", "time": "time"}
@@ -105,10 +106,16 @@ def draw_chart(curves: Sequence[Curve], box: Box, options: ChartOptions | None =
 
 def _positive(curves: Sequence[Curve]) -> list[Curve]:
     """What a log axis can show of them; all as it is where that is nothing."""
-    kept = [Curve(c.name, c.color, c.points[c.points[:, 1] > 0]) for c in curves]
+    kept = [_above_zero(c) for c in curves]
     return kept if any(len(c.points) for c in kept) else list(curves)
 
 
+@remembered
+def _above_zero(c: Curve) -> Curve:
+    return Curve(c.name, c.color, c.points[c.points[:, 1] > 0])
+
+
+@remembered
 def _smoothed(c: Curve, factor: float) -> Curve:
     return Curve(c.name, c.color, np.column_stack([c.points[:, 0], smooth(c.points[:, 1], factor)]))
 
@@ -133,6 +140,7 @@ def _grid(x: Axis, y: Axis, box: Box, options: ChartOptions) -> list[str]:
 # -------------------------------------------------------------------------------------- lines
 
 
+@remembered
 def _line(c: Curve, x: Axis, y: Axis, box: Box, column: float, css: str = "") -> str:
     pixels = _pixels(c.points, x, y, box)
     title = "" if css else f"<title>{escape(c.name)}</title>"

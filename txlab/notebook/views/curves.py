@@ -9,13 +9,14 @@ import numpy as np
 
 from txlab.engine.bus import AdapterView
 from txlab.notebook.views.frame import BoardOptions, XKind
+from txlab.notebook.views.remember import remembered
 from txlab.notebook.views.style import curve_class
 
 X_COLUMNS: dict[XKind, int] = {"step": 0, "tokens": 1, "time": 2}  # of a series
 _NOTHING_LEFT = 1e-18  # weight of the past that changes no float
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Curve:
     """A named line; ``color`` is the CSS class of its stroke."""
 
@@ -37,12 +38,17 @@ def adapter_colors(adapters: Sequence[AdapterView]) -> dict[str, str]:
 
 def adapter_curves(adapters: Sequence[AdapterView], options: BoardOptions) -> list[Curve]:
     """The curve that ``options`` ask for, of each adapter that is not hidden and has it."""
-    colors, columns = adapter_colors(adapters), [X_COLUMNS[options.x], 3]
+    colors = adapter_colors(adapters)
     return [
-        curve(adapter.name or adapter.model_id, colors[adapter.model_id], adapter.curves[options.metric][:, columns])
+        _adapter_curve(adapter, colors[adapter.model_id], options.metric, options.x)
         for adapter in adapters
         if options.metric in adapter.curves and adapter.model_id not in options.hidden
     ]
+
+
+@remembered
+def _adapter_curve(adapter: AdapterView, color: str, metric: str, x: XKind) -> Curve:
+    return curve(adapter.name or adapter.model_id, color, adapter.curves[metric][:, [X_COLUMNS[x], 3]])
 
 
 def smooth(values: np.ndarray, factor: float) -> np.ndarray:

@@ -24,7 +24,10 @@ LOG_CHOICES = {"auto": None, "linear": False, "log": True}
 
 @dataclass(frozen=True, slots=True)
 class BoardOptions:
-    """What a reader chose to see. ``log`` None: where it shows more; ``hidden``: model ids without a curve."""
+    """What a reader chose to see. ``log`` None: where it shows more.
+
+    ``hidden`` are model ids without a curve, ``opened`` those of which all that can be done is shown.
+    """
 
     metric: str = LOSS
     x: XKind = "step"
@@ -32,6 +35,7 @@ class BoardOptions:
     log: bool | None = None
     logprobs: bool = False  # colour sampled tokens by their log probability
     hidden: frozenset[str] = frozenset()
+    opened: frozenset[str] = frozenset()
 
     def changed(self, setting: str, value: str | None, target: str | None = None) -> BoardOptions:
         """These options after a reader used a control; as they are where that makes no sense."""
@@ -48,6 +52,8 @@ class BoardOptions:
                 return replace(self, logprobs=not self.logprobs)
             case "hide" if target:
                 return replace(self, hidden=self.hidden ^ {target})
+            case "more" if target:
+                return replace(self, opened=self.opened ^ {target})
         return self
 
 

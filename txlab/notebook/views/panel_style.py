@@ -83,15 +83,13 @@ PANEL = """
 .txlab-panel .adapters :is(td, th):last-child { padding-right: 0; }
 .txlab-panel .adapters .acts { width: 1px; }
 .txlab-panel .adapters .acts > div { display: flex; justify-content: flex-end; gap: 1px; }
-.txlab-panel .adapters tr.forms { display: none; }
-.txlab-panel .adapters tr:has(details[open]) + tr.forms { display: table-row; }
 .txlab-panel .adapters tr.forms > td { padding: 8px 10px; background: var(--txlab-raised); white-space: normal; }
 .txlab-panel .adapters tr.forms > td > div { display: flex; flex-wrap: wrap; gap: 8px 22px; }
 .txlab-panel .adapters form { display: flex; align-items: center; gap: 5px; margin: 0; }
 .txlab-panel .adapters form input { width: 112px; }
 .txlab-panel .adapters tr.problem > td { padding: 4px 8px 6px 24px; white-space: normal; overflow-wrap: anywhere;
   font-size: 12px; color: var(--txlab-failed); }
-.txlab-panel .adapters tr:is(:has(details[open]), .failed) > * { border-bottom-color: transparent; }
+.txlab-panel .adapters tr:is(.on, .failed) > * { border-bottom-color: transparent; }
 .txlab-panel span.pill { display: inline-block; padding: 1px 9px; border-radius: 10px; font-size: 11.5px;
   color: var(--hue); background: color-mix(in srgb, var(--hue) 10%, transparent); border: 1px solid var(--txlab-edge); }
 .txlab-panel button.swatch { flex: none; width: 18px; height: 18px; min-height: 0; padding: 3px; border: 0;
@@ -99,11 +97,9 @@ PANEL = """
 .txlab-panel button.swatch::before { content: ""; display: block; width: 12px; height: 12px; border-radius: 4px;
   background: var(--hue); border: 2px solid var(--hue); }
 .txlab-panel button.swatch[aria-pressed=false]::before { background: none; }
-.txlab-panel :is(button, summary).act { display: grid; place-items: center; width: 24px; height: 24px; min-height: 0;
-  padding: 0; border: 1px solid transparent; border-radius: 6px; background: none; color: var(--txlab-mute);
-  list-style: none; }
-.txlab-panel summary.act::-webkit-details-marker { display: none; }
-.txlab-panel :is(button, summary).act:hover:not(:disabled) { color: var(--txlab-text); background: var(--txlab-raised);
+.txlab-panel button.act { display: grid; place-items: center; width: 24px; height: 24px; min-height: 0; padding: 0;
+  border: 1px solid transparent; border-radius: 6px; background: none; color: var(--txlab-mute); }
+.txlab-panel button.act:hover:not(:disabled) { color: var(--txlab-text); background: var(--txlab-raised);
   border-color: var(--txlab-border); }
 .txlab-panel .act::before { content: ""; width: 11px; height: 11px; background: currentColor; }
 .txlab-panel [data-action=pause]::before { clip-path: polygon(8% 4%, 38% 4%, 38% 96%, 8% 96%, 8% 4%, 62% 4%,
@@ -112,8 +108,8 @@ PANEL = """
 .txlab-panel [data-action=stop]::before { clip-path: inset(8% round 1px); }
 .txlab-panel [data-action=save]::before { clip-path: polygon(39% 0, 61% 0, 61% 40%, 84% 40%, 50% 76%, 50% 86%, 100% 86%,
   100% 100%, 0 100%, 0 86%, 50% 86%, 50% 76%, 16% 40%, 39% 40%); }
-.txlab-panel summary.act::before { clip-path: polygon(0 34%, 12% 20%, 50% 58%, 88% 20%, 100% 34%, 50% 84%); }
-.txlab-panel details[open] > summary.act::before { transform: rotate(180deg); }
+.txlab-panel [data-action=more]::before { clip-path: polygon(0 34%, 12% 20%, 50% 58%, 88% 20%, 100% 34%, 50% 84%); }
+.txlab-panel [data-action=more][aria-expanded=true]::before { transform: rotate(180deg); }
 @container (max-width: 800px) {
   .txlab-panel .adapters .lora { display: none; }
   .txlab-panel .adapters :is(th, td) { padding-right: 8px; }

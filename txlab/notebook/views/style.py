@@ -7,6 +7,7 @@ reader's system. What is in a page has them as variables, and follows the page: 
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import cache
 from typing import Any
 
 from txlab.notebook.views.palette import (
@@ -77,6 +78,7 @@ def stylesheet(in_page: bool, scope: str = "svg.txlab") -> str:
     )
 
 
+@cache
 def panel_style() -> str:
     """CSS of panels (class ``txlab-panel``) and of the charts in them."""
     return _themes(".txlab-panel") + _css(_SHAPES + _svg_rules(_variables()), ".txlab-panel svg") + _hues() + PANEL
