@@ -12,19 +12,14 @@ from txlab.notebook.views.lines import wrap
 from txlab.notebook.views.samples_html import by_adapter
 from txlab.notebook.views.style import stylesheet
 from txlab.notebook.views.text import (
-    NAME_CHARS,
     adapters_note,
+    cells,
     clip,
     engine_facts,
     flat,
     hidden_note,
-    layers,
-    memory,
-    number,
-    rate,
     sample_note,
     visible,
-    whole,
 )
 
 WIDTH = 920
@@ -38,17 +33,17 @@ PROMPT_CHARS = 110
 SAMPLES = 4
 SAMPLE_LINES = 3
 SPARK_WIDTH, SPARK_HEIGHT = 50, 16
-_COLUMNS = (  # x and alignment of each
-    ("adapter", PAD + 20, ""),
-    ("rank", 254, "end"),
-    ("layers", 264, ""),
-    ("step", 395, "end"),
-    ("loss", 508, "end"),
-    ("lr", 566, "end"),
-    ("grad norm", 640, "end"),
-    ("tokens/s", 706, "end"),
-    ("memory", 776, "end"),
-    ("state", 856, "mid"),
+_COLUMNS = (  # x and alignment of each, and what else its texts are
+    ("adapter", PAD + 20, "", "strong"),
+    ("rank", 254, "end", ""),
+    ("layers", 264, "", "small mute"),
+    ("step", 395, "end", ""),
+    ("loss", 508, "end", ""),
+    ("lr", 566, "end", ""),
+    ("grad norm", 640, "end", ""),
+    ("tokens/s", 706, "end", ""),
+    ("memory", 776, "end", ""),
+    ("state", 856, "mid", "small"),
 )
 _SPARK_LEFT = 405
 _PILL = 80  # wide
@@ -108,7 +103,7 @@ def _table(frame: Frame, y: float) -> tuple[list[str], float]:
     adapters = frame.view.adapters
     if not adapters:
         return [_text(PAD, y + 16, "No adapters yet: create_lora_training_client(...) makes one.", "mute")], y + ROW
-    parts = [_text(x, y + 12, name, f"head mute {align}") for name, x, align in _COLUMNS]
+    parts = [_text(x, y + 12, name, f"head mute {align}") for name, x, align, _ in _COLUMNS]
     parts.append(f'<path class="axis" d="M{PAD} {y + 20:g}H{WIDTH - PAD}"/>')
     y += 22
     shown, colors = visible(adapters), adapter_colors(adapters)
@@ -122,20 +117,7 @@ def _table(frame: Frame, y: float) -> tuple[list[str], float]:
 
 
 def _row(adapter: AdapterView, color: str, y: float) -> list[str]:
-    base = y + 18
-    texts = (
-        clip(adapter.name or adapter.model_id, NAME_CHARS),
-        str(adapter.rank),
-        layers(adapter.lora),
-        f"{adapter.step:,}",
-        number(adapter.loss),
-        rate(adapter.learning_rate),
-        number(adapter.grad_norm),
-        whole(adapter.tokens_per_second),
-        memory(adapter.memory_bytes),
-        adapter.state,
-    )
-    css = ["strong", "", "small mute", *[""] * 6, f"small {adapter.state}"]
+    base, texts = y + 18, cells(adapter)
     middle, state = _COLUMNS[-1][1], adapter.state
     parts = [f'<rect class="{color}" x="{PAD}" y="{base - 9:g}" width="10" height="10" rx="3"/>']
     parts.append(
@@ -145,8 +127,8 @@ def _row(adapter: AdapterView, color: str, y: float) -> list[str]:
         place = f"translate({_SPARK_LEFT} {base - 13:g})"
         parts.append(f'<path class="{color} line spark" transform="{place}" d="{path}"/>')
     return parts + [
-        _text(x, base, text, f"{kind} {align}".strip())
-        for (_, x, align), text, kind in zip(_COLUMNS, texts, css, strict=True)
+        _text(x, base, texts[name], " ".join(filter(None, (kind, state if name == "state" else "", align))))
+        for name, x, align, kind in _COLUMNS
     ]
 
 

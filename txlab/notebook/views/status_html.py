@@ -7,10 +7,8 @@ from html import escape
 
 from txlab.engine.bus import LabView
 from txlab.notebook.views.tables import Column, face_html, line_html, table_html
-from txlab.notebook.views.text import COLUMNS, cells, engine_facts, hidden_note, visible
+from txlab.notebook.views.text import TEXTS, cells, engine_facts, hidden_note, visible
 
-_TEXTS = ("adapter", "layers", "state")
-ADAPTERS = tuple(Column(name, "text" if name in _TEXTS else "number") for name in COLUMNS)
 FACTS = (Column("engine"), Column("now", "number"), Column(""))
 
 
@@ -39,4 +37,6 @@ def _adapters(view: LabView) -> str:
         return line_html("no adapters yet")
     shown = visible(view.adapters)
     more = line_html(hidden_note(view.adapters)) if len(shown) < len(view.adapters) else ""
-    return table_html(ADAPTERS, [cells(adapter) for adapter in shown]) + more
+    rows = [cells(adapter) for adapter in shown]
+    columns = [Column(name, "text" if name in TEXTS else "number") for name in rows[0]]
+    return table_html(columns, [tuple(row.values()) for row in rows]) + more

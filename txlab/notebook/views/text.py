@@ -10,7 +10,7 @@ from txlab.engine.bus import LOSS, AdapterView, LabView
 from txlab.lora.state import LoraConfig
 from txlab.notebook.views.frame import Excerpt, Frame, PinView
 
-COLUMNS = ("adapter", "rank", "layers", "step", "loss", "lr", "grad norm", "tokens/s", "memory", "host", "state")
+TEXTS = ("adapter", "layers", "state")  # columns; the others are numbers, to the right
 MAX_ROWS = 16
 NAME_CHARS = 24
 _BARS = "▁▂▃▄▅▆▇█"
@@ -81,12 +81,13 @@ def render_table(adapters: Sequence[AdapterView]) -> str:
     if not adapters:
         return "no adapters yet"
     shown = visible(adapters)
-    rows = [COLUMNS, *(cells(adapter) for adapter in shown)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
+    rows = [cells(adapter) for adapter in shown]
+    rows.insert(0, {column: column for column in rows[0]})
+    widths = {column: max(len(row[column]) for row in rows) for column in rows[0]}
     lines = [
         "  ".join(
-            cell.rjust(width) if COLUMNS[i] not in ("adapter", "layers", "state") else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(widths[column]) if column in TEXTS else cell.rjust(widths[column])
+            for column, cell in row.items()
         )
         for row in rows
     ]
@@ -106,21 +107,21 @@ def hidden_note(adapters: Sequence[AdapterView]) -> str:
     return f"… and {len(adapters) - MAX_ROWS} more adapters"
 
 
-def cells(adapter: AdapterView) -> tuple[str, ...]:
-    """The texts of an adapter's row, in the order of COLUMNS."""
-    return (
-        clip(adapter.name or adapter.model_id, NAME_CHARS),
-        str(adapter.rank),
-        layers(adapter.lora),
-        f"{adapter.step:,}",
-        number(adapter.loss),
-        rate(adapter.learning_rate),
-        number(adapter.grad_norm),
-        whole(adapter.tokens_per_second),
-        memory(adapter.memory_bytes),
-        memory(adapter.host_bytes),
-        adapter.state,
-    )
+def cells(adapter: AdapterView) -> dict[str, str]:
+    """The texts of an adapter's row by column, in order."""
+    return {
+        "adapter": clip(adapter.name or adapter.model_id, NAME_CHARS),
+        "rank": str(adapter.rank),
+        "layers": layers(adapter.lora),
+        "step": f"{adapter.step:,}",
+        "loss": number(adapter.loss),
+        "lr": rate(adapter.learning_rate),
+        "grad norm": number(adapter.grad_norm),
+        "tokens/s": whole(adapter.tokens_per_second),
+        "memory": memory(adapter.memory_bytes),
+        "host": memory(adapter.host_bytes),
+        "state": adapter.state,
+    }
 
 
 def layers(lora: LoraConfig) -> str:
