@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -93,6 +94,31 @@ class Kernel:
             reply = self._client.get_control_msg(timeout=CELL_SECONDS)
             if reply["parent_header"].get("msg_id") == message["header"]["msg_id"]:
                 return reply["content"]["subshell_id"]
+
+    def ask(self, kind: str, content: dict[str, Any], subshell: str | None = None) -> dict[str, Any]:
+        """What the kernel replies to a request on the shell channel, also while a cell runs."""
+        message = self._client.session.msg(kind, content)
+        message["header"]["subshell_id"] = subshell
+        self._client.shell_channel.send(message)
+        while True:
+            reply = self._client.get_shell_msg(timeout=CELL_SECONDS)
+            if reply["parent_header"].get("msg_id") == message["header"]["msg_id"]:
+                return reply["content"]
+
+    def widget_states(self) -> dict[str, Any]:
+        """The states of all widgets by comm, as a page asks for them that was opened just now."""
+        comm, session = uuid.uuid4().hex, self._client.session
+        opened = session.msg(
+            "comm_open",
+            {"comm_id": comm, "target_name": "jupyter.widget.control", "data": {}},
+            metadata={"version": "1.0.0"},
+        )
+        for message in (opened, session.msg("comm_msg", {"comm_id": comm, "data": {"method": "request_states"}})):
+            self._client.shell_channel.send(message)
+        while True:
+            told = self._client.get_iopub_msg(timeout=CELL_SECONDS)
+            if told["msg_type"] == "comm_msg" and told["content"]["comm_id"] == comm:
+                return told["content"]["data"]["states"]
 
     def tell(self, comm_id: str, content: dict[str, Any], subshell: str | None = None) -> None:
         """Send a widget's custom message to its comm; returns at once."""

@@ -159,8 +159,8 @@ function render({ model, el }) {
   root.addEventListener("focusout", () => setTimeout(() => draws.forEach((draw) => draw())));
   listen(root, (action) => model.send({ action }));
 
-  // Python draws regions only while somebody looks. A first hello may wait behind a running cell, as long as JupyterLab
-  // has no subshell for widgets yet: it is said again until Python answers, and until then the picture is shown.
+  // Python draws regions only while somebody looks. A hello may be lost on its way, or wait behind a running cell where
+  // the kernel has no subshells: it is said again until Python answers, and until then the picture is shown.
   const view = Math.random().toString(36).slice(2);
   const controller = new AbortController();
   const say = (message) => {

@@ -17,6 +17,7 @@ from typing import Any
 
 from txlab.notebook.errors import TxlabError
 from txlab.notebook.lanes import Lanes
+from txlab.notebook.reachable import answer_while_cells_run
 from txlab.notebook.views.style import FIT_IN_LAB
 
 logger = logging.getLogger(__name__)
@@ -160,7 +161,8 @@ class Panel:
         )
         widget = kind()
         widget.on_msg(self._receive)
-        answer_where_asked(widget.comm)
+        for comm in (widget.comm, widget.layout.comm):
+            answer_while_cells_run(comm)
         return widget
 
     def _receive(self, _: object, content: Any, __: object) -> None:
@@ -191,15 +193,6 @@ class Panel:
         except Exception as error:
             logger.exception("The action %r failed", action.name)
             self.notify(f"{action.name} failed: {error}")
-
-
-def answer_where_asked(comm: Any) -> None:
-    """Handle messages of ``comm`` on the subshell that JupyterLab sends them to, which is free while a cell runs.
-
-    Since 7.4, ipykernel sends them to the thread that last sent something on the comm instead: from threads that have
-    no subshell of their own this is the main one, which a cell may block.
-    """
-    comm._reply_subshell_for = lambda _, subshell: subshell
 
 
 def _view_bundle(widget: Any) -> tuple[dict[str, Any], dict[str, Any]]:
