@@ -96,14 +96,14 @@ class Kernel:
                 return reply["content"]["subshell_id"]
 
     def ask(self, kind: str, content: dict[str, Any], subshell: str | None = None) -> dict[str, Any]:
-        """What the kernel replies to a request on the shell channel, also while a cell runs."""
+        """The kernel's reply to a request on the shell channel, also while a cell runs."""
         message = self._client.session.msg(kind, content)
         message["header"]["subshell_id"] = subshell
         self._client.shell_channel.send(message)
         while True:
             reply = self._client.get_shell_msg(timeout=CELL_SECONDS)
             if reply["parent_header"].get("msg_id") == message["header"]["msg_id"]:
-                return reply["content"]
+                return reply
 
     def widget_states(self) -> dict[str, Any]:
         """The states of all widgets by comm, as a page asks for them that was opened just now."""

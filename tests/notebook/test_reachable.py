@@ -35,8 +35,8 @@ def kernel(lab_env: dict[str, str]) -> Iterator[Kernel]:
 def test_lookups_are_answered_while_a_cell_runs(kernel: Kernel, tmp_path: Path):
     enough = tmp_path / "enough"
     with kernel.running(UNTIL.format(path=str(enough))):
-        assert kernel.ask("kernel_info_request", {})["implementation"] == "ipython"
-        comms = kernel.ask("comm_info_request", {"target_name": "jupyter.widget"})["comms"]
+        assert kernel.ask("kernel_info_request", {})["content"]["implementation"] == "ipython"
+        comms = kernel.ask("comm_info_request", {"target_name": "jupyter.widget"})["content"]["comms"]
         states = kernel.widget_states()
         enough.touch()
     assert set(comms) == set(states)
@@ -54,7 +54,7 @@ def test_a_view_acts_for_a_page_without_subshells(kernel: Kernel):
 def test_everything_else_is_as_it_was(kernel: Kernel):
     own = kernel.ok("print(Subshell.of(get_ipython().kernel).id)").text.strip()
     other = kernel.subshell()
-    assert kernel.ask("kernel_info_request", {}, other)["implementation"] == "ipython"
+    assert kernel.ask("kernel_info_request", {}, other)["parent_header"]["subshell_id"] == other
     assert kernel.ok("1 + 1").text == "2"
     assert kernel.complete("panel.clo") == ["panel.close"]
     again = kernel.ok("Panel('q', ('body',), print).show()\nprint(Subshell.of(get_ipython().kernel).id)")
