@@ -13,6 +13,7 @@ from txlab.engine.events import (
     AdapterCreated,
     AdapterRenamed,
     AdapterRewound,
+    GradientDropped,
     MetricsLogged,
     PassCompleted,
     StateChanged,
@@ -118,6 +119,35 @@ def test_curves_are_cut_at_a_rewind_and_go_on_from_there(bus: EventBus):
     train(bus, 6, 6)
     assert steps_of(bus, "loss") == [1, 2, 3, 4, 5, 6]
     assert seen(bus).curves["loss"][-1, 3] == pytest.approx(40 / 6 / 20)
+
+
+def test_a_pass_whose_gradient_was_dropped_leaves_no_trace(bus: EventBus):
+    train(bus, 1, 2)
+    before = seen(bus)
+    bus.publish(PassCompleted("m", 99.0, 1.0, 5, 0.1, True, {"ratio": 9.0}))
+    assert (seen(bus).loss, seen(bus).tokens) == (99.0, 85)
+    bus.publish(GradientDropped("m"))
+    assert (seen(bus).loss, seen(bus).tokens, seen(bus).step) == (before.loss, before.tokens, 2)
+    train(bus, 3, 3)
+    assert seen(bus).curves.keys() == before.curves.keys()
+    np.testing.assert_allclose(seen(bus).curves["loss"][-1, [0, 1, 3]], (3, 120, 2 / 3))
+    bus.publish(GradientDropped("m"))  # nothing is there to be dropped
+    assert (seen(bus).loss, seen(bus).tokens) == (pytest.approx(2 / 3), 120)
+
+
+def test_a_first_pass_that_was_dropped_leaves_an_adapter_without_figures(bus: EventBus):
+    bus.publish(PassCompleted("m", 99.0, 1.0, 5, 0.1, True))
+    bus.publish(GradientDropped("m"))
+    assert (seen(bus).loss, seen(bus).tokens, seen(bus).curves) == (None, 0, {})
+
+
+def test_the_loss_after_a_rewind_is_that_of_the_step(bus: EventBus):
+    train(bus, 1, 4)
+    bus.publish(PassCompleted("m", 99.0, 1.0, 5, 0.1, True))
+    bus.publish(AdapterRewound("m", 2))
+    assert (seen(bus).loss, seen(bus).tokens) == (1.0, 160), "what was trained was trained; the pass was not"
+    bus.publish(AdapterRewound("m", 0))
+    assert seen(bus).loss is None
 
 
 def test_numbers_that_are_not_finite_are_kept_as_they_are(bus: EventBus):

@@ -192,6 +192,22 @@ def test_a_stop_fails_what_waits_and_drops_the_gradient(engine, bus, client: Cli
     assert same(state_of(engine, client.model_id), state_of(engine, another.model_id))
 
 
+@pytest.mark.parametrize("end", [StopAdapter, lambda model_id: RewindAdapter(model_id, 1)])
+def test_the_dropped_pass_is_not_in_the_curves(engine, bus, client: Client, another: Client, end):
+    for one in (client, another):
+        train(one, range(1))
+    client.forward_backward(datum(90, 7))
+    answer(engine, end(client.model_id))
+    for one in (client, another):
+        train(one, range(1, 3))
+    mine, expected = (view_of(bus, one.model_id) for one in (client, another))
+    assert mine.curves.keys() == expected.curves.keys()
+    for name, points in expected.curves.items():
+        columns = [0, 1, 3]  # without the seconds
+        np.testing.assert_array_equal(mine.curves[name][:, columns], points[:, columns])
+    assert (mine.loss, mine.tokens, mine.step) == (expected.loss, expected.tokens, expected.step)
+
+
 def test_a_stop_in_the_middle_of_a_shared_pass_harms_no_other(engine, client: Client, another: Client, halt: Halt):
     with held(engine):
         ended, kept = client.begin(*LONG), another.begin(*LONG)

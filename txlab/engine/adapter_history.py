@@ -12,6 +12,7 @@ from txlab.engine.events import (
     AdapterCreated,
     AdapterRenamed,
     AdapterRewound,
+    GradientDropped,
     MetricsLogged,
     PassCompleted,
     State,
@@ -26,7 +27,14 @@ MAX_METRICS = 64  # curves of one adapter: further names are not followed, but f
 LOSS, GRAD_NORM, LEARNING_RATE = OWN_CURVES = ("loss", "grad_norm", "learning_rate")  # what every adapter has
 
 AdapterEvent = (
-    PassCompleted | StepCompleted | MetricsLogged | StateChanged | StepsKept | AdapterRenamed | AdapterRewound
+    PassCompleted
+    | StepCompleted
+    | MetricsLogged
+    | StateChanged
+    | StepsKept
+    | AdapterRenamed
+    | AdapterRewound
+    | GradientDropped
 )
 
 
@@ -90,6 +98,7 @@ class AdapterHistory:
     def _begin_step(self) -> None:
         """Nothing was accumulated yet."""
         self._loss = self._weight = 0.0
+        self._stepped_tokens = self._latest.tokens
         self._means: dict[str, tuple[float, int]] = {}  # of the passes' other metrics: sum and number
 
     def view(self) -> AdapterView:
@@ -119,6 +128,8 @@ class AdapterHistory:
                 self._latest = replace(self._latest, name=event.name)
             case AdapterRewound():
                 self._rewind(event.step)
+            case GradientDropped():
+                self._drop_passes()
         return None
 
     def _take_pass(self, event: PassCompleted) -> None:
@@ -163,8 +174,14 @@ class AdapterHistory:
     def _rewind(self, step: int) -> None:
         for series in self._curves.values():
             series.cut(step)
-        self._begin_step()
+        self._drop_passes()
         self._latest = replace(self._latest, step=step)
+
+    def _drop_passes(self) -> None:
+        """The passes since the last step leave no trace."""
+        last = self._curves[LOSS].points[-1:, 3].tolist() if LOSS in self._curves else []
+        self._latest = replace(self._latest, tokens=self._stepped_tokens, loss=last[0] if last else None)
+        self._begin_step()
 
     def _add(self, step: int, tokens: int, moment: float, metrics: Mapping[str, float]) -> Point:
         seconds = moment - self._latest.created

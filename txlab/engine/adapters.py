@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from txlab.engine.bus import EventBus
-from txlab.engine.events import AdapterCreated, AdapterRenamed, AdapterRewound, StepCompleted, StepsKept
+from txlab.engine.events import (
+    AdapterCreated,
+    AdapterRenamed,
+    AdapterRewound,
+    GradientDropped,
+    StepCompleted,
+    StepsKept,
+)
 from txlab.engine.kept_steps import KeptSteps
 from txlab.engine.requests import (
     CopyAdapter,
@@ -82,6 +89,7 @@ class Adapters:
     def drop_gradient(self, model_id: str) -> None:
         """Forget what was accumulated since the last step."""
         self._present(model_id).gradient = None
+        self._bus.publish(GradientDropped(model_id))
 
     def _import(self, request: ImportAdapter) -> None:
         adapter = self._bank.load(request.model_id, request.state)

@@ -41,6 +41,13 @@ class AdapterRewound:
 
 
 @dataclass(frozen=True, slots=True)
+class GradientDropped:
+    """What an adapter has accumulated since its last optimizer step is gone: its run was stopped."""
+
+    model_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class StepsKept:
     """The steps that an adapter can be rewound to or forked from, and what they hold in host memory."""
 
@@ -149,6 +156,7 @@ Event = (
     AdapterCreated
     | AdapterRenamed
     | AdapterRewound
+    | GradientDropped
     | StepsKept
     | PassCompleted
     | StepCompleted
