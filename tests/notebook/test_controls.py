@@ -197,12 +197,56 @@ def test_a_fork_is_trained_by_a_client_of_the_lab(
         lab.fork(name, "nothing", 9)
 
 
+# --------------------------------------------------------------------------------------------- unload
+
+
+def test_a_fork_is_freed_alone(lab: Lab, client: tinker.TrainingClient, name: str) -> None:
+    train(client, 2)
+    engine = lab._serving().engine
+    before = engine._bank._adapters.keys() | set(engine._kept._states)
+    fork_id = lab.fork(name, "freed")
+    fork = lab.training_client("freed")
+    train(fork, 1)
+    sampler = fork.save_weights_and_get_sampling_client().result(60)
+    path = lab.save("freed")
+    lab.unload("freed")
+    assert engine._bank._adapters.keys() | set(engine._kept._states) == before
+    assert view(lab, fork_id).state == "unloaded"
+    assert "freed" not in [one.name for one in lab.adapters]
+    for call in (lab.unload, lab.pause, lab.training_client):
+        with pytest.raises(TxlabError, match="There is no adapter 'freed'"):
+            call("freed")
+    with pytest.raises(tinker.NotFoundError, match="does not exist on this server, or was unloaded"):
+        fork.forward_backward([datum()], "cross_entropy").result(60)
+    params = types.SamplingParams(max_tokens=3, stop=[])
+    assert len(sampler.sample(types.ModelInput.from_ints(TOKENS), 1, params).result(60).sequences[0].tokens) == 3
+    assert [one.path for one in lab.checkpoints(fork_id)] == [path]
+    assert lab.history(fork_id)["step"].tolist() == [3]
+    assert not lab._serving().own_client._clients.keys() & {fork_id}
+    assert len(train(client, 1)) == 1
+    assert train(lab.training_client(lab.fork(name, "freed")), 1), "the next fork of that name is another one"
+
+
+def test_a_client_whose_adapter_is_unloaded_is_told(lab: Lab, client: tinker.TrainingClient, name: str) -> None:
+    lab.pause(name)
+    futures = [client.forward_backward([datum()], "cross_entropy"), client.optim_step(ADAM)]
+    until(lambda: lab._serving().engine._scheduler.queued(client.model_id) == 2)
+    lab.unload(client.model_id)
+    for future in futures:
+        with pytest.raises(tinker.RequestFailedError, match="was unloaded") as error:
+            future.result(60)
+        assert error.value.category == types.RequestErrorCategory.User
+    for later in (client.optim_step(ADAM), client.save_state("never")):
+        with pytest.raises(tinker.NotFoundError, match="was unloaded"):
+            later.result(60)
+
+
 # ------------------------------------------------------------------------------------------ the edges
 
 
 def test_what_is_not_there_cannot_be_steered(lab: Lab) -> None:
     stopped = Lab(lab.settings)
-    for call in ("pause", "resume", "stop_run", "save", "rewind", "training_client"):
+    for call in ("pause", "resume", "stop_run", "save", "rewind", "unload", "training_client"):
         with pytest.raises(TxlabError, match="no adapter 'nobody'"):
             getattr(lab, call)("nobody")
         with pytest.raises(TxlabError, match="stopped"):

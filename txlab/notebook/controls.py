@@ -27,7 +27,7 @@ MAX_NAME = 100  # characters
 
 
 class Controls(LabPart):
-    """Pause, stop, rename, save, fork and rewind adapters.
+    """Pause, stop, rename, save, fork, rewind and unload adapters.
 
     ``adapter`` is always a name (the newest adapter of that name) or a run id. The engine obeys between two
     micro-batches, whatever is queued; the calls return when it has. All of them raise TxlabError where the lab is
@@ -102,7 +102,7 @@ class Controls(LabPart):
         """Make a new adapter of another, with its weights and optimizer state, and return its run id.
 
         The two are independent from then on. It belongs to the lab, not to the other's client, and lives as long as
-        the lab serves; ``training_client`` trains it.
+        the lab serves, or until ``unload``; ``training_client`` trains it.
 
         Args:
             adapter: a name or run id.
@@ -118,6 +118,19 @@ class Controls(LabPart):
         source_id = self._find(adapter).model_id
         served = self._serving()
         return self._on_server(fork(served.server, source_id, *served.own_client.next_model(), name, step))
+
+    def unload(self, adapter: str) -> None:
+        """Free an adapter's memory, its kept steps too, as the API's ``unload_model`` does.
+
+        Whoever waits for its training gets an exception, and so does every later request for it; a pass on the device
+        ends. Checkpoints, samplers and its history stay.
+        """
+        from txlab.server.controls import unload
+
+        model_id = self._find(adapter).model_id
+        served = self._serving()
+        self._on_server(unload(served.server, model_id))
+        served.own_client.forget(model_id)
 
     def training_client(self, adapter: str) -> tinker.TrainingClient:
         """The SDK's client that trains a fork; the same one each time, since its requests are numbered.

@@ -38,6 +38,11 @@ class OwnClient:
                 self._clients[model_id] = self._connect(model_id, int(number))
             return self._clients[model_id]
 
+    def forget(self, model_id: str) -> None:
+        """Let go of the training client of a model that is gone; no effect where there is none."""
+        with self._lock:
+            self._clients.pop(model_id, None)
+
     def close(self) -> None:
         """Be silent from now on; the session ends with the server. Does not wait."""
         if self._service is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import count
 
-from txlab.engine.requests import CopyAdapter, ForkAdapter, RenameAdapter
+from txlab.engine.requests import CopyAdapter, ForkAdapter, RenameAdapter, UnloadAdapter
 from txlab.lora.state import AdapterState
 from txlab.server.sessions import Model
 from txlab.server.state import ServerState
@@ -20,6 +20,13 @@ async def rename(server: ServerState, model_id: str, name: str) -> None:
     renamed = replace(model, name=name, user_metadata={**(model.user_metadata or {}), "name": name})
     server.sessions.get(model.session_id).models[model_id] = renamed
     server.recorder.renamed(renamed)
+
+
+async def unload(server: ServerState, model_id: str) -> None:
+    """Free a model; snapshots taken of it live on. Raises ApiError where it is gone."""
+    model = server.sessions.model(model_id)
+    server.sessions.get(model.session_id).models.pop(model_id)
+    await server.ask(UnloadAdapter(model_id))
 
 
 async def save(server: ServerState, model_id: str, name: str | None) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from txlab.engine.requests import CreateAdapter, UnloadAdapter
+from txlab.engine.requests import CreateAdapter
 from txlab.engine.validation import validate
 from txlab.lora.state import LoraConfig
+from txlab.server import controls
 from txlab.server.errors import ApiError
 from txlab.server.futures import Reply, json_reply
 from txlab.server.sessions import Model
@@ -61,9 +62,7 @@ async def unload_model(body: ModelAddress, server: Server) -> UntypedFuture:
         server.sessions.model(body.model_id)
 
     async def unload() -> Reply:
-        model = server.sessions.model(body.model_id)
-        server.sessions.get(model.session_id).models.pop(model.model_id)
-        await server.ask(UnloadAdapter(model.model_id))
-        return json_reply({"model_id": model.model_id, "type": "unload_model"})
+        await controls.unload(server, body.model_id)
+        return json_reply({"model_id": body.model_id, "type": "unload_model"})
 
     return server.start("unload_model", body.model_id, unload, model_id=body.model_id)
