@@ -224,6 +224,24 @@ def test_a_stop_in_the_middle_of_a_shared_pass_harms_no_other(engine, client: Cl
     assert client.step(ADAM).metrics["grad_norm"] == 0, "nothing of the stopped pass is left"
 
 
+def test_an_unload_in_the_middle_of_a_shared_pass_harms_no_other(engine, bus, client: Client, another: Client, halt):
+    with held(engine):
+        ended, kept = client.begin(*LONG), another.begin(*LONG)
+        waiting = client.send(OptimStep, adam=ADAM)
+    halt.act(engine, UnloadAdapter(client.model_id))
+    with pytest.raises(RequestError, match="was unloaded"):
+        waiting.result(60)
+    assert ended.result(60).metrics == kept.result(60).metrics, "what is on the device ends"
+    assert halt.models == [client.model_id, another.model_id]
+    another.step(ADAM)
+    reference = Client(engine, f"{client.model_id} alone")
+    reference.forward_backward(*LONG)
+    reference.step(ADAM)
+    assert same(state_of(engine, another.model_id), state_of(engine, reference.model_id))
+    gone = view_of(bus, client.model_id)
+    assert (gone.state, gone.tokens, gone.loss) == ("unloaded", 0, None)
+
+
 def test_a_stop_ends_the_samples_of_its_snapshots_alone(engine, client: Client, another: Client):
     mine, other = (c.snapshot(f"of {c.model_id}") for c in (client, another))
     with held(engine):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tinker
 from tinker import types
 
 from tests.notebook.kernels import Kernel
 from txlab.engine.bus import AdapterView
+from txlab.engine.requests import CopyAdapter
 from txlab.notebook.errors import TxlabError
 from txlab.notebook.lab import Lab, serve
 
@@ -132,9 +136,35 @@ def test_a_new_name_reaches_board_and_records(
     assert row.name == "pirate & co"
     lab.pause("pirate & co")
     lab.resume(client.model_id)
-    for wrong in ("", " ", "two\nlines", "x" * 101):
-        with pytest.raises(TxlabError, match="is no name"):
-            lab.rename("pirate & co", wrong)
+    with pytest.raises(TxlabError, match="step 9 of adapter 'pirate & co' is not kept"):
+        lab.rewind("pirate & co", 9)
+
+
+def test_names_of_all_kinds(lab: Lab, client: tinker.TrainingClient) -> None:
+    for given in ("<b>&amp;</b>", "👩\u200d💻 🏳️\u200d🌈", "می\u200cخواهم", "two words", "x" * 100):
+        lab.rename(client.model_id, given)
+        assert view(lab, client.model_id).name == given
+        fork_id = lab.fork(given, given)
+        lab.pause(given)  # the newest of the two
+        assert (view(lab, client.model_id).state, view(lab, fork_id).state) == ("idle", "paused")
+        lab.unload(given)
+        lab.pause(given)
+        assert view(lab, client.model_id).state == "paused"
+        lab.resume(given)
+    for wrong in ("", " ", "two\nlines", "x" * 101, "\u200d", "\u202eabc", "\ud800", None, 5):
+        for call in (lab.rename, lab.fork):
+            with pytest.raises(TxlabError, match="is no name"):
+                call(client.model_id, wrong)  # type: ignore[arg-type]
+
+
+def test_nobody_takes_the_place_of_another(lab: Lab, client: tinker.TrainingClient, name: str) -> None:
+    """A run id is found, though a newer adapter calls itself so."""
+    evil = lab.fork(name, "evil")
+    lab.rename(evil, client.model_id)
+    lab.pause(client.model_id)
+    assert (view(lab, client.model_id).state, view(lab, evil).state) == ("paused", "idle")
+    assert lab.adapters[client.model_id].model_id == client.model_id
+    lab.unload(evil)
 
 
 def test_a_checkpoint_now(lab: Lab, service: tinker.ServiceClient, client: tinker.TrainingClient, name: str) -> None:
@@ -149,10 +179,21 @@ def test_a_checkpoint_now(lab: Lab, service: tinker.ServiceClient, client: tinke
     assert {one.tinker_path for one in listed} == set(paths)
     resumed = service.create_training_client_from_state_with_optimizer(paths[0]).result(60)
     assert train(resumed, 1)[0] == pytest.approx(later.result(60).metrics["loss:sum"], rel=1e-5)
-    with pytest.raises(TxlabError, match="mine"):
+    with pytest.raises(TxlabError, match=r"mine' exists: choose another name, or save with overwrite=True"):
         lab.save(name, "mine")
-    with pytest.raises(TxlabError, match="no checkpoint name"):
-        lab.save(name, "a/b")
+    client.optim_step(ADAM).result(60)
+    assert lab.save(name, "mine", overwrite=True) == paths[2]
+    assert [one.step for one in lab.checkpoints(client.model_id) if one.path == paths[2]] == [3]
+    for wrong in ("a/b", "", "two words", "<b>", 5):
+        with pytest.raises(TxlabError, match="no checkpoint name"):
+            lab.save(name, wrong)  # type: ignore[arg-type]
+
+
+def test_checkpoints_at_the_same_moment_are_all_written(lab: Lab, client: tinker.TrainingClient, name: str) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        paths = list(threads.map(lab.save, [name] * 8))
+    assert len({*paths}) == 8
+    assert {one.path for one in lab.checkpoints(client.model_id)} == {*paths}
 
 
 # ------------------------------------------------------------------------------------ rewind and fork
@@ -171,6 +212,22 @@ def test_a_rewound_adapter_repeats_itself(lab: Lab, client: tinker.TrainingClien
         lab.rewind(name, steps=5)
     with pytest.raises(TxlabError, match="not both"):
         lab.rewind(name, 1, steps=1)
+    with pytest.raises(TxlabError, match=r"^step is '1': it must be a whole number"):
+        lab.rewind(name, "1")  # type: ignore[arg-type]
+    with pytest.raises(TxlabError, match=r"^steps is -1: it must be a whole number"):
+        lab.rewind(name, steps=-1)
+
+
+def test_an_adapter_that_never_stepped(lab: Lab, client: tinker.TrainingClient, name: str) -> None:
+    for call in (lab.pause, lab.pause, lab.resume, lab.resume, lab.stop_run):
+        call(name)
+    assert view(lab, client.model_id).state == "idle"
+    assert lab.save(name).endswith("lab-step-0000")
+    with pytest.raises(TxlabError, match=r"is not kept. It is at step 0; kept steps: none"):
+        lab.rewind(name)
+    assert lab.rewind(name, 0) == lab.rewind(name, steps=0) == 0
+    again = lab.training_client(lab.fork(lab.fork(name, "fork"), "fork of fork"))
+    assert train(again, 2) == train(client, 2)
 
 
 def test_a_fork_is_trained_by_a_client_of_the_lab(
@@ -193,8 +250,10 @@ def test_a_fork_is_trained_by_a_client_of_the_lab(
     assert train(lab.training_client(again), 1) == train(client, 1) == train(fork, 1)
     with pytest.raises(TxlabError, match="trained by the client that made it"):
         lab.training_client(name)
-    with pytest.raises(TxlabError, match=r"step 9 .* is not kept"):
+    with pytest.raises(TxlabError, match=r"step 9 .* is not kept. It is at step 4; kept steps: 0, 1, 2, 3\."):
         lab.fork(name, "nothing", 9)
+    with pytest.raises(TxlabError, match=r"^step is 1\.5: it must be a whole number"):
+        lab.fork(name, "nothing", 1.5)  # type: ignore[arg-type]
 
 
 # --------------------------------------------------------------------------------------------- unload
@@ -266,6 +325,81 @@ def test_an_adapter_of_no_client_has_no_checkpoints(lab: Lab) -> None:
     with pytest.raises(TxlabError, match="does not exist on this server"):
         lab.save("loose")
     engine.ask(UnloadAdapter("of nobody")).result(60)
+
+
+def test_whose_client_has_gone_is_not_there(lab: Lab) -> None:
+    service = tinker.ServiceClient()
+    service.create_lora_training_client(lab.model, rank=4, user_metadata={"name": "orphan"}).result(60)
+    lab.pause("orphan")
+    service.close("success").result(timeout=20)
+    until(lambda: "orphan" not in [one.name for one in lab.adapters])
+    for call in (lab.pause, lab.resume, lab.stop_run, lab.save, lab.rewind, lab.unload):
+        with pytest.raises(TxlabError, match="There is no adapter 'orphan'"):
+            call("orphan")
+
+
+def test_controls_leave_a_running_sample_alone(lab: Lab, client: tinker.TrainingClient, name: str) -> None:
+    train(client, 2)
+    sampler = client.save_weights_and_get_sampling_client().result(60)
+    params = types.SamplingParams(max_tokens=400, temperature=1.0, seed=7, stop=[])
+    alone = sampler.sample(types.ModelInput.from_ints(TOKENS), 2, params).result(60)
+    drawn = sampler.sample(types.ModelInput.from_ints(TOKENS), 2, params)
+    until(lambda: any(one.model_id == client.model_id for one in lab.status().view.streaming))
+    lab.pause(name)
+    lab.rename(name, "steered")
+    lab.save("steered")
+    lab.rewind("steered")
+    lab.unload(lab.fork("steered", "freed"))
+    lab.resume("steered")
+    lab.unload("steered")
+    assert [one.tokens for one in drawn.result(60).sequences] == [one.tokens for one in alone.sequences]
+    assert view(lab, client.model_id).state == "unloaded"
+
+
+def test_whatever_is_done_to_one_adapter_another_trains_on_bit_by_bit(
+    lab: Lab, service: tinker.ServiceClient, client: tinker.TrainingClient, name: str
+) -> None:
+    """Two threads steer an adapter and its forks, while its client and that of another train."""
+    about = {"name": "steered by two"}
+    steered = service.create_lora_training_client(lab.model, rank=4, user_metadata=about).result(60)
+    ended = threading.Event()
+
+    def train_on() -> None:
+        while not ended.is_set():
+            with suppress(tinker.RequestFailedError):  # stopped
+                train(steered, 1)
+
+    def steer() -> None:
+        target = steered.model_id
+        for _ in range(4):
+            lab.pause(target)
+            lab.rename(target, "renamed")
+            lab.save(target)
+            with suppress(TxlabError):  # there may be no earlier step
+                lab.rewind(target)
+            lab.resume(target)
+            lab.unload(lab.fork(target, "passing by"))
+            lab.stop_run(target)
+
+    with ThreadPoolExecutor(4) as threads:
+        training, beside = threads.submit(train_on), threads.submit(train, client, 12)
+        steering = [threads.submit(steer) for _ in range(2)]
+        assert [one.result(120) for one in steering] == [None, None]
+        losses = beside.result(120)
+        ended.set()
+        training.result(120)
+    alone = service.create_lora_training_client(lab.model, rank=4, seed=1).result(60)
+    assert losses == train(alone, 12)
+    assert same_weights(lab, client.model_id, alone.model_id)
+    assert len(train(steered, 1)) == 1
+    lab.unload(steered.model_id)
+
+
+def same_weights(lab: Lab, one: str, two: str) -> bool:
+    """Whether weights and moments of two adapters are equal, bit by bit."""
+    states = [lab._serving().engine.ask(CopyAdapter(model_id)).result(60) for model_id in (one, two)]
+    groups = [(state.weights, state.first_moment, state.second_moment) for state in states]
+    return all(np.array_equal(a[key], b[key]) for a, b in zip(*groups, strict=True) for key in a)
 
 
 STEERED = """

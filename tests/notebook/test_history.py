@@ -243,6 +243,8 @@ def test_anything_else_is_refused_by_name(value: object) -> None:
 def test_a_step_is_a_whole_number(step: object) -> None:
     with pytest.raises(TxlabError, match="it must be a whole number from 0 on"):
         as_step(step)
+    with pytest.raises(TxlabError, match=r"^steps is"):
+        as_step(step, "steps")
     assert [as_step(step) for step in (0, np.int32(7))] == [0, 7]
 
 

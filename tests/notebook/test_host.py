@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -156,3 +157,18 @@ def test_work_runs_on_the_servers_loop(hosted: tuple[Host, str]) -> None:
     host.stop()
     with pytest.raises(TxlabError, match="it has stopped"):
         host.run(here())
+
+
+def test_whoever_waits_for_work_when_the_server_stops_is_told(hosted: tuple[Host, str]) -> None:
+    host, began = hosted[0], threading.Event()
+
+    async def never() -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(lambda: host.run(never()))
+        assert began.wait(20)
+        host.stop()
+        with pytest.raises(TxlabError, match="stopped before this was done"):
+            waiting.result(20)

@@ -93,14 +93,16 @@ def test_an_interrupt_ends_the_samples(lab: Lab, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_newest_adapter_of_a_name_is_taken_and_none_that_is_gone() -> None:
-    def view(model_id: str, state: str = "idle") -> AdapterView:
-        return AdapterView(model_id, "twin", LoraConfig(8), 0, state=state)  # type: ignore[arg-type]
+    def view(model_id: str, name: str = "twin", state: str = "idle") -> AdapterView:
+        return AdapterView(model_id, name, LoraConfig(8), 0, state=state)  # type: ignore[arg-type]
 
-    adapters = [view("a"), view("b"), view("c", "unloaded")]
+    adapters = [view("a"), view("b"), view("c", state="unloaded"), view("long", "x" * 1000), view("evil", "a")]
     assert find_adapter(adapters, "twin").model_id == "b"
-    assert find_adapter(adapters, "a").model_id == "a"
-    with pytest.raises(TxlabError, match=r"no adapter 'c'. Adapters: 'twin'"):
+    assert find_adapter(adapters, "a").model_id == "a", "whatever others are called"
+    with pytest.raises(TxlabError, match=r"no adapter 'c': .* Adapters: 'twin', 'x{56}\.\.\., 'a'\.$"):
         find_adapter(adapters, "c")
+    with pytest.raises(TxlabError, match="no adapter 5: give a name or a run id"):
+        find_adapter(adapters, 5)  # type: ignore[arg-type]
 
 
 def test_they_show_themselves() -> None:

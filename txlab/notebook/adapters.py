@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from txlab.engine.bus import AdapterView
-from txlab.notebook.errors import TxlabError
+from txlab.notebook.errors import TxlabError, shortly
 
 
 def find_adapter(adapters: Sequence[AdapterView], name: str) -> AdapterView:
-    """The newest of that name or run id. Raises TxlabError, which lists those that there are."""
+    """The one of that run id, else the newest of that name. Raises TxlabError, which lists those that there are."""
     there = [one for one in adapters if one.state != "unloaded"]
-    found = [one for one in there if name in (one.name, one.model_id)]
+    found = [one for one in there if one.model_id == name] or [one for one in there if one.name == name]
     if not found:
-        names = ", ".join(dict.fromkeys(repr(one.name or one.model_id) for one in there)) or "none yet"
-        raise TxlabError(f"There is no adapter {name!r}. Adapters: {names}.")
+        names = ", ".join(dict.fromkeys(shortly(one.name or one.model_id) for one in there)) or "none yet"
+        raise TxlabError(f"There is no adapter {shortly(name)}: give a name or a run id. Adapters: {names}.")
     return found[-1]

@@ -15,7 +15,8 @@ from txlab.engine.requests import (
     StopAdapter,
 )
 from txlab.notebook.adapters import find_adapter
-from txlab.notebook.errors import TxlabError
+from txlab.notebook.errors import TxlabError, shortly
+from txlab.notebook.history import as_step
 from txlab.notebook.served import LabPart
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_NAME = 100  # characters
+JOINERS = {0x200C: None, 0x200D: None}  # not seen themselves, but parts of emoji, and of words in some scripts
 
 
 class Controls(LabPart):
@@ -61,20 +63,23 @@ class Controls(LabPart):
         model_id = self._find(adapter).model_id
         self._on_server(rename(self._serving().server, model_id, name))
 
-    def save(self, adapter: str, name: str | None = None) -> str:
+    def save(self, adapter: str, name: str | None = None, *, overwrite: bool = False) -> str:
         """Write a checkpoint of an adapter as it is now, optimizer included, and return its ``tinker://`` path.
 
         Args:
             adapter: a name or run id.
-            name: of the checkpoint, one that the run does not have yet; None makes one of the step, ``lab-step-0012``.
+            name: of the checkpoint; None makes a new one of the step, ``lab-step-0012``.
+            overwrite: replace a checkpoint of that name.
 
         Raises:
             TxlabError: the name is taken or cannot be one, or the disk refuses.
         """
         from txlab.server.controls import save
 
+        if not isinstance(name, str | None):
+            raise TxlabError(f"{shortly(name)} is no checkpoint name: it must be a str.")
         model_id = self._find(adapter).model_id
-        return self._on_server(save(self._serving().server, model_id, name))
+        return self._on_server(save(self._serving().server, model_id, name, overwrite))
 
     def rewind(self, adapter: str, step: int | None = None, *, steps: int | None = None) -> int:
         """Bring back an adapter's weights and optimizer state of an earlier step, and return that step.
@@ -94,7 +99,8 @@ class Controls(LabPart):
         if step is not None and steps is not None:
             raise TxlabError("rewind takes step (which one) or steps (how many back), not both.")
         view = self._find(adapter)
-        target = view.step - (1 if steps is None else steps) if step is None else step
+        back = 1 if steps is None else as_step(steps, "steps")
+        target = view.step - back if step is None else step
         self._tell(RewindAdapter(view.model_id, target))
         return target
 
@@ -114,7 +120,7 @@ class Controls(LabPart):
         """
         from txlab.server.controls import fork
 
-        name = _checked(name)
+        name, step = _checked(name), None if step is None else as_step(step)
         source_id = self._find(adapter).model_id
         served = self._serving()
         return self._on_server(fork(served.server, source_id, *served.own_client.next_model(), name, step))
@@ -173,7 +179,8 @@ class Controls(LabPart):
 
 def _checked(name: str) -> str:
     """A name as people may give it. Raises TxlabError."""
-    name = name.strip()
-    if not name or len(name) > MAX_NAME or not name.isprintable():
-        raise TxlabError(f"{name[:40]!r} is no name: use one line of 1 to {MAX_NAME} characters.")
-    return name
+    given = name.strip() if isinstance(name, str) else ""
+    seen = given.translate(JOINERS)
+    if not seen or len(given) > MAX_NAME or not seen.isprintable():
+        raise TxlabError(f"{shortly(name)} is no name: use one line of 1 to {MAX_NAME} visible characters.")
+    return given

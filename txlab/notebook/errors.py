@@ -9,3 +9,9 @@ class TxlabError(RuntimeError):
     def _render_traceback_(self) -> list[str]:
         """What IPython prints in place of a traceback."""
         return [f"{type(self).__name__}: {self}"]
+
+
+def shortly(value: object) -> str:
+    """What was given, short enough for a sentence about it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -13,7 +13,7 @@ from txlab.engine.adapter_history import LEARNING_RATE, OWN_CURVES, Point
 from txlab.engine.bus import EventBus
 from txlab.engine.events import MetricsLogged
 from txlab.notebook.adapters import find_adapter
-from txlab.notebook.errors import TxlabError
+from txlab.notebook.errors import TxlabError, shortly
 from txlab.notebook.served import LabPart
 from txlab.notebook.views.tables import Column, face_html, plural, table_html, table_text
 from txlab.notebook.views.text import number
@@ -198,19 +198,14 @@ def as_number(name: str, value: Any) -> float:
             return float(value)
         except (TypeError, ValueError, OverflowError):
             pass
-    raise TxlabError(f"{name} is {_shortly(value)}: log a number.")
+    raise TxlabError(f"{name} is {shortly(value)}: log a number.")
 
 
-def as_step(step: Any) -> int:
-    """An optimizer step. Raises TxlabError where it is no whole number from 0 on."""
+def as_step(step: Any, name: str = "step") -> int:
+    """An optimizer step, or so many of them. Raises TxlabError where it is no whole number from 0 on."""
     try:
         if 0 <= operator.index(step) < MAX_STEP:
             return operator.index(step)
     except TypeError:
         pass
-    raise TxlabError(f"step is {_shortly(step)}: it must be a whole number from 0 on.")
-
-
-def _shortly(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    raise TxlabError(f"{name} is {shortly(step)}: it must be a whole number from 0 on.")

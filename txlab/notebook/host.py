@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar
@@ -89,13 +90,16 @@ class Host:
         """Run ``work`` on the server's loop, where all of the server's state belongs, and wait for what it returns.
 
         Any thread may wait, the loop's own only where that is the cells' loop. Raises what ``work`` raises, and
-        TxlabError where the server does not run, or its loop would wait for itself.
+        TxlabError where the server does not run, stops meanwhile, or its loop would wait for itself.
         """
         loop = self._loop
         if loop is None or not loop.is_running() or (self.loop_name != "main" and _runs_here(loop)):
             work.close()
             raise TxlabError("The server's loop cannot take this up: it has stopped, or it is the one that asks.")
-        return asyncio.run_coroutine_threadsafe(work, loop).result()
+        try:
+            return asyncio.run_coroutine_threadsafe(work, loop).result()
+        except CancelledError:
+            raise TxlabError("The server stopped before this was done.") from None
 
     def stop(self) -> None:
         """End every request and free the port; returns when it is free. A second call does nothing."""

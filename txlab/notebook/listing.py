@@ -73,8 +73,9 @@ class Listing(Sequence[T], Generic[T]):
         return len(self._items)
 
     def find(self, name: str) -> T:
-        """The newest of that name or id. Raises TxlabError, which says what there is."""
-        found = [item for item in self._items if name in item.names()]
+        """The one of that id, else the newest of that name. Raises TxlabError, which says what there is."""
+        found = [item for item in self._items if name == item.names()[-1]]
+        found = found or [item for item in self._items if name in item.names()]
         if not found:
             there = ", ".join(repr(item.names()[0]) for item in self._items[:ROWS]) or "none"
             raise TxlabError(f"There is no {self._kind.KIND} {name!r}. There are: {there}.")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import count
 
 from txlab.engine.requests import CopyAdapter, ForkAdapter, RenameAdapter, UnloadAdapter
 from txlab.lora.state import AdapterState
 from txlab.server.sessions import Model
 from txlab.server.state import ServerState
-from txlab.store.checkpoint_info import Address
+from txlab.store.checkpoint_info import Address, CheckpointInfo, CheckpointTakenError
 
 
 async def rename(server: ServerState, model_id: str, name: str) -> None:
@@ -29,28 +32,31 @@ async def unload(server: ServerState, model_id: str) -> None:
     await server.ask(UnloadAdapter(model_id))
 
 
-async def save(server: ServerState, model_id: str, name: str | None) -> str:
+async def save(server: ServerState, model_id: str, name: str | None, overwrite: bool = False) -> str:
     """Write a checkpoint of a model as it is now, optimizer state included; its path.
 
     Without a name it is ``lab-step-0012``, with a number behind where that is taken. Raises ApiError where the model
-    is gone, CheckpointError where the name is taken or none, or the disk refuses.
+    is gone, CheckpointError where the name is taken and ``overwrite`` is off, or is none, or the disk refuses.
     """
     server.sessions.model(model_id)
     address = None if name is None else Address(model_id, "weights", name)  # a bad name is told before the copy
     state = await server.ask(CopyAdapter(model_id))
     assert isinstance(state, AdapterState)
+    write = partial(server.checkpoints.write, state=state, base_model=server.engine.base.name)
     if address is None:
-        address = await server.in_worker(_free_address, server, model_id, f"lab-step-{state.step:04d}")
-    base_model = server.engine.base.name
-    info = await server.in_worker(server.checkpoints.write, address, state, base_model=base_model)
+        info = await server.in_worker(_write_new, write, model_id, f"lab-step-{state.step:04d}")
+    else:
+        info = await server.in_worker(write, address, overwrite=overwrite)
     server.recorder.audit("checkpoint_written", tinker_path=info.path)
     return info.path
 
 
-def _free_address(server: ServerState, model_id: str, stem: str) -> Address:
-    taken = {info.address for info in server.checkpoint_index.of_run(model_id)}
+def _write_new(write: Callable[[Address], CheckpointInfo], model_id: str, stem: str) -> CheckpointInfo:
+    """Write a checkpoint under the first name that is free; others may look for one at the same time."""
     names = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
-    return next(address for name in names if (address := Address(model_id, "weights", name)) not in taken)
+    while True:
+        with suppress(CheckpointTakenError):
+            return write(Address(model_id, "weights", next(names)))
 
 
 async def fork(server: ServerState, source_id: str, session_id: str, number: int, name: str, step: int | None) -> str:

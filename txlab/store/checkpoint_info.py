@@ -26,6 +26,10 @@ class CheckpointNotFoundError(CheckpointError):
     """There is no such checkpoint, or its time is over."""
 
 
+class CheckpointTakenError(CheckpointError):
+    """There is a checkpoint of that name already."""
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """Where a checkpoint is found: ``tinker://{model_id}/{kind}/{name}``. A bad part raises CheckpointError."""

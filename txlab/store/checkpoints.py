@@ -27,7 +27,14 @@ from safetensors.numpy import save_file
 from txlab.lora.peft import peft_files
 from txlab.lora.state import AdapterState
 from txlab.store.arrays import flatten, read_arrays
-from txlab.store.checkpoint_info import SCHEME, Address, CheckpointError, CheckpointInfo, CheckpointNotFoundError
+from txlab.store.checkpoint_info import (
+    SCHEME,
+    Address,
+    CheckpointError,
+    CheckpointInfo,
+    CheckpointNotFoundError,
+    CheckpointTakenError,
+)
 from txlab.store.disk import make_folder, remove_empty, remove_files, replace_json, sync
 
 INDEX = "checkpoint.json"
@@ -299,7 +306,7 @@ class Checkpoints:
         except CheckpointNotFoundError:
             return
         hint = ", or save with overwrite=True" if address.kind == "weights" else ", or delete it first"
-        raise CheckpointError(f"checkpoint {address.path!r} exists: choose another name{hint}")
+        raise CheckpointTakenError(f"checkpoint {address.path!r} exists: choose another name{hint}")
 
     @contextmanager
     def _changing(self, failure: str) -> Iterator[None]:
