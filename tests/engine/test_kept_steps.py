@@ -47,6 +47,16 @@ def test_a_step_comes_back_as_it_was(copy):
             kept.get(*missing)
 
 
+def test_what_fits_exactly_is_kept_and_steps_are_in_order():
+    kept = KeptSteps(2 * STATE, copy=False)
+    assert KeptSteps(STATE, copy=False).keep("a", at(0)) == {"a"}
+    for step in (5, 2):
+        kept.keep("a", at(step))
+    assert kept.steps("a") == (2, 5)
+    kept.drop("a")
+    assert (kept.host_bytes, len(kept._holders)) == (0, 0)
+
+
 def test_the_oldest_of_all_adapters_go_first():
     kept = KeptSteps(3 * STATE, copy=False)
     for model_id, step in (("a", 0), ("b", 7), ("a", 1)):

@@ -58,10 +58,18 @@ def test_a_space_that_a_decoder_strips_at_the_front_is_found():
     assert StopStrings([" end"], tokenizer).first([0, 0, 1, 0], 0) == 3
 
 
+def test_each_token_is_looked_at_once(tokenizer, monkeypatch):
+    tokens, decoded = tokenizer.encode("some words without an end"), []
+    monkeypatch.setattr(tokenizer, "decode", lambda ids: decoded.append(ids) or "")
+    assert StopStrings(["stop"], tokenizer).first(tokens, len(tokens) - 3) is None
+    assert len(decoded) == 3
+
+
 def test_without_strings_nothing_is_decoded():
     assert StopStrings([], None).first([1, 2, 3], 0) is None  # type: ignore[arg-type]
 
 
 def test_stop_ids_are_padded_to_few_widths():
     assert stop_id_table([(), (5,)]).tolist() == [[-1] * 4, [5, -1, -1, -1]]
+    assert stop_id_table([range(4)]).shape == (1, 4)
     assert stop_id_table([range(5), ()]).shape == (2, 8)
