@@ -7,6 +7,7 @@ import pytest
 from tests.notebook.views.html import Page
 from txlab.notebook.views.answers import Answer, Text, answers_html, answers_text, differing
 
+EVIL = '<script>alert("&")</script>\'><b onclick="x">'
 BASE = Answer("base", (Text("the old ship sails", 4, "stop"),), base=True)
 
 
@@ -16,6 +17,7 @@ def pieces(*texts: str) -> tuple[tuple[str, float], ...]:
 
 def test_each_has_a_column_and_a_name() -> None:
     page = Page(answers_html([BASE, Answer("<i>", (Text("a", 1, "stop"), Text("b", 2)), "c1 d0")]))
+    assert [s.attributes["class"] for s in page.all("section")] == ["", "c1 d0"], "the colours of their curves"
     assert [s.attributes["aria-label"] for s in page.all("section")] == ["Answer of base", "Answer of <i>"]
     assert [s.text for s in page.all("small")] == ["4 tokens · stop", "1 token · stop", "2 tokens · sampling"]
     assert [len(page.all("div", css)) for css in ("written", "caret")] == [3, 1]
@@ -51,6 +53,39 @@ def test_words_that_the_base_does_not_say(text: str, base: str, marked: list[str
     assert Page(html).all("div", "written")[1].text == text
 
 
+def test_words_that_come_again_and_again_are_compared_too() -> None:
+    assert differing("sail " * 299 + "row", "sail " * 300) == [(5 * 299, 5 * 299 + 3)]
+
+
+@pytest.mark.parametrize("by_token", [False, True])
+@pytest.mark.parametrize("base", ["", EVIL, "another"])
+def test_texts_of_users_and_models_are_text(base: str, by_token: bool) -> None:
+    text = Text(EVIL, 2, EVIL, pieces(EVIL[:10], EVIL[10:]) if by_token else ())
+    answers = [Answer(EVIL, (Text(base, 1, EVIL),), base=True), Answer(EVIL, (text,)), Answer(EVIL, (), problem=EVIL)]
+    page = Page(answers_html(answers, diff=True))
+    page.assert_harmless()
+    assert not page.all("b")
+    assert [e.text for e in page.all("div", "written")] == [base, EVIL]
+    assert [e.text for e in page.all("h4")] == [EVIL] * 3
+    assert [e.attributes["aria-label"] for e in page.all("section")] == [f"Answer of {EVIL}"] * 3
+    assert [e.text for e in page.all("small")] == [f"1 token · {EVIL}", f"2 tokens · {EVIL}"]
+    assert [e.text for e in page.all("p", "problem")] == [EVIL]
+    assert all(repr(EVIL[10:]) in e.attributes["title"] for e in page.all("span", "lp2"))
+
+
+def test_as_text_they_stand_below_each_other() -> None:
+    answer = Answer("pirate", (Text("ahoy\n\x1b[2Jmatey", 3, "stop"), Text("a", 1)))
+    assert answers_text([BASE, answer]).splitlines() == [
+        "base · 4 tokens · stop",
+        "the old ship sails",
+        "pirate · 3 tokens · stop",
+        "ahoy",
+        "[2Jmatey",
+        "pirate · 1 token · sampling",
+        "a",
+    ]
+
+
 def test_marks_cut_across_tokens() -> None:
     text = Text("the new <ship> sails", 4, "stop", pieces("the ne", "w <sh", "", "ip> sails"))
     page = Page(answers_html([BASE, Answer("a", (text,))], diff=True))
@@ -79,6 +114,6 @@ def test_texts_that_grow_are_not_compared_yet() -> None:
 
 def test_samples_are_compared_one_by_one() -> None:
     base = Answer("base", (Text("one", 1, "stop"), Text("two", 1, "stop")), base=True)
-    answer = Answer("a", (Text("one", 1, "stop"), Text("three", 1, "stop")))
-    assert [mark.text for mark in Page(answers_html([base, answer], diff=True)).all("mark")] == ["three"]
+    answer = Answer("a", (Text("one", 1, "stop"), Text("two ships", 1, "stop"), Text("more", 1, "stop")))
+    assert [mark.text for mark in Page(answers_html([base, answer], diff=True)).all("mark")] == ["ships"]
     assert not Page(answers_html([base, answer])).all("mark"), "only where it is asked for"

@@ -92,6 +92,14 @@ def test_texts_are_text() -> None:
     Page(html).assert_harmless()
     assert text(html) == EVIL
     assert EVIL in tokens(html)[3].attributes["title"]
+    legend = Page(legend_html(Shade(np.ones(1), EVIL, 1.0)))
+    legend.assert_harmless()
+    assert legend.elements[0].text == f"{EVIL} 1"
+
+
+def test_spaces_and_line_breaks_are_seen() -> None:
+    page = Page(strip_html(strip("a b\tc\nd e")))
+    assert [e.attributes["class"] for e in page.all("i")] == ["s", "t", "n", "s"]
 
 
 def test_what_html_cannot_hold_is_replaced() -> None:
@@ -132,7 +140,10 @@ def test_stretches_cover_everything_once(seed: int) -> None:
 
 def test_the_legend_has_what_there_is() -> None:
     assert legend_html(None) == ""
-    marks = [b.text for b in tokens(legend_html(Shade(np.array([np.nan, 0.0, 0.3]), "weight", 2.0)))]
+    shade = Shade(np.array([np.nan, 0.0, 0.3, np.inf]), "weight", 2.0)
+    marks = [b.text for b in tokens(legend_html(shade))]
+    looks = [b.attributes["style"] for b in tokens(strip_html(strip("ab", [0.0, 1.0])))]
     assert marks == ["0", "2"]
-    marks = [b.text for b in tokens(legend_html(Shade(np.array([-0.1, 1.0]), "advantage", 1.5)))]
+    assert [b.attributes["style"].partition(";")[0] for b in tokens(legend_html(shade))] == looks, "as the tokens are"
+    marks = [b.text for b in tokens(legend_html(Shade(np.array([-0.1, 1.0, -np.inf]), "advantage", 1.5)))]
     assert marks == ["-1.5", "1.5"]

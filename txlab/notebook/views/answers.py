@@ -40,7 +40,7 @@ class Answer:
 def answers_html(answers: Sequence[Answer], diff: bool = False) -> str:
     """A column per answer; ``diff`` marks the words in which it differs from the base's answer."""
     base = next((answer.texts for answer in answers if answer.base), ()) if diff else ()
-    columns = (_column(answer, () if answer.base else base) for answer in answers)
+    columns = (_column(answer, base) for answer in answers)
     return f'<div class="answers">{"".join(columns)}</div>'
 
 
@@ -53,7 +53,7 @@ def _lines(answer: Answer) -> Iterator[str]:
     if answer.problem:
         yield f"{answer.name} · {answer.problem}"
     for text in answer.texts if not answer.problem else ():
-        yield f"{answer.name} · {_note(text)}\n{text.text}"
+        yield f"{answer.name} · {_note(text)}\n{printable(text.text)}"
 
 
 def _column(answer: Answer, base: Sequence[Text]) -> str:
@@ -69,7 +69,7 @@ def _column(answer: Answer, base: Sequence[Text]) -> str:
 def _text(text: Text, base: Text | None) -> str:
     compared = base if base is not None and base.end and text.end else None  # marks in texts that grow would flicker
     caret = "" if text.end else " caret"
-    return f'<div class="written{caret}">{_spans(text, compared)}</div><small>{_note(text)}</small>'
+    return f'<div class="written{caret}">{_spans(text, compared)}</div><small>{escape(_note(text))}</small>'
 
 
 def _note(text: Text) -> str:

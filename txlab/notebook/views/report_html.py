@@ -18,11 +18,11 @@ from txlab.notebook.views.text import flat, number, whole
 from txlab.notebook.views.tokens import text_html
 
 WIDTH, HEIGHT = 560, 290  # px of a chart
-BOX = Box(58, 30, WIDTH - 58 - 62, HEIGHT - 30 - 42)
+BOX = Box(62, 30, WIDTH - 62 - 70, HEIGHT - 30 - 42)
 LABELLED = 8  # curves with a value at their end; more would not be told apart
 FIRST = ("loss", "grad_norm", "learning_rate")  # charts, before those of other metrics
 RUNS = (
-    Column("run"),
+    Column("run", "wrap"),
     Column("id", "code"),
     Column("rank", "number"),
     Column("layers"),

@@ -172,7 +172,7 @@ def _look(shade: float) -> str:
         return ""
     if shade == 0:
         return DIM
-    strength = 0.1 + 0.35 * min(abs(shade), 1.0)
+    strength = 0.1 + 0.35 * abs(shade)
     return f"background-color:rgba({BLUE if shade > 0 else ORANGE},{strength:.2f})"
 
 
