@@ -38,12 +38,25 @@ def test_the_sdks_datum_is_the_engines() -> None:
 def test_one_is_shown_in_full_and_several_as_a_gallery() -> None:
     one = Datums([own("abc", [0, 1])], decode)
     assert repr(one) == "2 tokens, 1 trained on, sum of weights 1.0\nab⟦c⟧"
+    page = Page(one._repr_html_())
+    assert [e.text for e in page.all("div", "line")] == ["2 tokens, 1 trained on, sum of weights 1.0\u2002weight 0 1"]
+    assert ".txlab-tokens" in page.all("style")[0].text
     many = Datums([own("abc", [0, 1]), *[own("abcde", [0, 1, 1, 0])] * SHOWN], decode)
     assert repr(many).splitlines()[0] == "9 datums of 2 to 4 tokens · 34 tokens, 17 trained on, sum of weights 17.0"
     assert repr(many).splitlines()[-1] == "… and 1 more"
     page = Page(many._repr_html_())
     assert len(page.all("div", "txlab-tokens")) == SHOWN
-    assert [e.text for e in page.all("div", "line")][-1] == "… and 1 more"
+    said = [e.text for e in page.all("div", "line")]
+    assert said[0].endswith("sum of weights 17.0\u2002weight 0 1")
+    assert said[1:3] == [
+        "[0] 2 tokens, 1 trained on, sum of weights 1.0",
+        "[1] 4 tokens, 2 trained on, sum of weights 2.0",
+    ]
+    assert said[-1] == "… and 1 more"
+    assert repr(many).splitlines()[1:3] == ["[0] 2 tokens, 1 trained on, sum of weights 1.0", "ab⟦c⟧"]
+    assert "and 0 more" not in repr(many[1:])
+    assert repr(many[:1]) == repr(one), "a part of a gallery is one"
+    assert repr(many[1:3]).startswith("2 datums of 4 tokens")
     assert repr(many[1:][0].tokens) == repr(many[1].tokens)
     assert (len(many), len(many[:3])) == (9, 3)
     assert repr(Datums([], decode)) == "no datums"
@@ -54,6 +67,7 @@ def test_thousands_take_little_room() -> None:
     many = Datums([own("ab" * 2000, [0.0, 1.0] * 1999 + [1.0])] * 1000, decode)
     assert len(many._repr_html_()) < 400_000
     assert "1,000 datums" in repr(many)
+    assert repr(many).count("a") < 200 * SHOWN
 
 
 @pytest.mark.parametrize(

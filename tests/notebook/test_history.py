@@ -13,6 +13,7 @@ import pytest
 import tinker
 from tinker import types
 
+from tests.notebook.views.html import Page
 from txlab.engine.bus import AdapterView, EventBus
 from txlab.engine.events import AdapterCreated, AdapterRewound, MetricsLogged, PassCompleted, StepCompleted
 from txlab.lora.state import LoraConfig
@@ -139,6 +140,7 @@ def test_every_step_that_was_ever_taken_is_there(bus: EventBus, store: Store) ->
         loss=[1, 1 / 2, 1 / 3, 5],
         reward=[1, 2, 3, 9],
     )
+    assert read_history(store.records, "m")["seconds"][0] == 0, "nobody knows when it was made"
 
 
 def test_metrics_of_a_step_share_its_row_whenever_they_are_logged(bus: EventBus, store: Store) -> None:
@@ -172,6 +174,28 @@ def test_a_losss_own_metrics_do_not_hide_the_columns_that_all_have() -> None:
     assert columns["seconds"].tolist() == [10]
 
 
+def test_what_is_logged_later_for_a_step_does_not_move_it() -> None:
+    own = {"learning_rate": 1e-3, "loss": 2.0}
+    columns = to_columns([(1, 0, 95.0, {"early": 1.0}), (1, 20, 100.0, own), (1, 50, 160.0, {"late": 3.0})], began=90.0)
+    assert (columns["tokens"].tolist(), columns["seconds"].tolist()) == ([20], [10])
+    assert [columns[name].tolist() for name in ("early", "late")] == [[1], [3]]
+
+
+def test_after_the_end_nothing_is_kept(store: Store) -> None:
+    bus = EventBus()
+    end = keep_history(bus, store.records)
+    bus.publish(AdapterCreated("m", "one", LoraConfig(8), 100))
+    step(bus, 1, 1.0)
+    end()
+    step(bus, 2, 0.5)
+    assert read_history(store.records, "m").rows == 1
+
+
+def test_without_any_run_that_is_said(store: Store) -> None:
+    with pytest.raises(TxlabError, match=r"no run 'pirate'\. The newest runs: none yet\."):
+        read_history(store.records, "pirate")
+
+
 def test_a_run_without_steps_is_an_empty_table() -> None:
     history = History("one", "m", to_columns([], began=0.0))
     assert (history.rows, [*history]) == (0, [*FIXED])
@@ -189,6 +213,20 @@ def test_a_history_is_a_table_of_pandas() -> None:
     assert str(frame.time.iloc[0]) == "1970-01-01 00:01:41"
 
 
+def test_without_pandas_it_is_a_dict_of_columns() -> None:
+    history = History("one", "m", to_columns([(1, 10, 101.0, {"loss": 2.0}), (2, 20, 102.0, {"own": 3.0})], 100.0))
+    assert isinstance(history, dict)
+    assert [str(column.dtype) for column in history.values()] == [
+        *("int64", "int64", "float64", "datetime64[ms]", "float64", "float64")
+    ]
+    assert {column.shape for column in history.values()} == {(history.rows,)}
+    assert repr(history).splitlines()[1:] == [
+        "step  tokens  seconds   loss    own",
+        "   1      10    1.000  2.000      –",
+        "   2      20    2.000      –  3.000",
+    ]
+
+
 def test_it_shows_its_first_and_last_rows() -> None:
     points = [(n, 1000 * n, 100.0 + n, {"<b>": float(n)}) for n in range(1, 1001)]
     history = History("<i>", "m", to_columns(points, began=100.0))
@@ -202,6 +240,7 @@ def test_it_shows_its_first_and_last_rows() -> None:
     assert "<b>" not in html
     assert "<i>" not in html
     assert html.count("<tr") == 12
+    assert [e.text for e in Page(html).all("caption")] == ["<i> (m): 1,000 rows"]
 
 
 def test_of_many_metrics_it_shows_a_few() -> None:

@@ -195,7 +195,7 @@ def _setup(report: Report) -> str:
 # --------------------------------------------------------------------------------------- style
 
 _PAGE = f"""
-body{{margin:0;background:var(--card);color:var(--text);font:14px/1.5 {SANS}}}
+html{{background:var(--card);color:var(--text)}} body{{margin:0;font-family:{SANS}}}
 main{{max-width:1180px;margin:0 auto;padding:32px 24px 64px}}
 h1{{font-size:24px;margin:0;overflow-wrap:anywhere}} header p{{margin:.2em 0}}
 h2{{font-size:17px;margin:2em 0 .5em;padding-bottom:.3em;border-bottom:1px solid var(--border)}}
