@@ -20,9 +20,11 @@ from tests.notebook.kernels import Kernel
 from tests.notebook.views.html import Page
 from txlab.notebook import formatters
 from txlab.notebook.lab import Lab
+from txlab.notebook.views.tables import moment
 
 EVIL = '<script>alert(\'&\')</script>"><b onclick="x">'
 NOW = datetime(2026, 11, 23, 16, 0, tzinfo=UTC)
+LATER = datetime(2026, 11, 30, 16, 0, tzinfo=UTC)
 DATUM = types.Datum(
     model_input=types.ModelInput.from_ints([5, 6, 7]),
     loss_fn_inputs={"target_tokens": [6, 7, 8], "weights": [0.0, 0.0, 1.0]},
@@ -113,6 +115,85 @@ def test_everything_that_the_sdk_gives_has_a_face(html: BaseFormatter, name: str
     assert [e.attributes for e in page.all("b") if "onclick" in e.attributes] == []
 
 
+def rows(html: str | None) -> list[list[str]]:
+    """The cells of a face's tables, row by row, without their heads."""
+    assert html
+    found: list[list[str]] = []
+    for element in Page(html).elements:
+        if element.tag == "tr":
+            found.append([])
+        elif element.tag in ("th", "td"):
+            found[-1].append(element.text)
+    return found
+
+
+def test_a_checkpoint_says_how_long_it_stays(html: BaseFormatter) -> None:
+    brief = CHECKPOINT.model_copy(update={"tinker_path": "tinker://x", "expires_at": LATER, "public": True})
+    unknown = brief.model_copy(update={"size_bytes": None, "expires_at": None, "public": False})
+    assert rows(html(CheckpointsListResponse(checkpoints=[brief, unknown])))[1:] == [
+        ["tinker://x", "training", "2.0 MB", moment(NOW), moment(LATER), "yes"],
+        ["tinker://x", "training", "–", moment(NOW), "never", "no"],
+    ]
+
+
+def test_a_run_tells_of_its_last_checkpoints_and_its_metadata(html: BaseFormatter) -> None:
+    kept = [CHECKPOINT.model_copy(update={"checkpoint_id": one, "tinker_path": one}) for one in ("one", "two")]
+    about = {"last_checkpoint": kept[0], "last_sampler_checkpoint": kept[1], "user_metadata": {"note": "good"}}
+    run = RUN.model_copy(update=about | {"base_model": "base"})
+    shown = rows(html(run))
+    assert shown[1] == ["run:train:0", "base", "8", moment(NOW)]
+    assert [row[0] for row in shown[3:5]] == ["one", "two"]
+    assert shown[5:] == [["note", "good"]]
+    plain = run.model_copy(update={"lora_rank": None})
+    both = TrainingRunsResponse(training_runs=[run, plain], cursor=Cursor(offset=0, limit=2, total_count=2))
+    assert rows(html(both))[1:] == [["run:train:0", "base", rank, moment(NOW), "one, two"] for rank in ("8", "–")]
+    assert "of them here" not in html(both)
+
+
+def test_a_model_says_what_may_be_done_with_it(html: BaseFormatter) -> None:
+    models = [
+        SupportedModel(model_name="new", max_context_length=8192, trainable=True, sampleable=False),
+        SupportedModel(model_name="odd"),
+    ]
+    assert rows(html(GetServerCapabilitiesResponse(supported_models=models)))[1:] == [
+        ["new", "8,192", "yes", "no"],
+        ["odd", "–", "–", "–"],
+    ]
+
+
+def test_a_pass_says_what_came_back_for_each_datum(html: BaseFormatter) -> None:
+    def data(values: object) -> types.TensorData:
+        return types.TensorData.from_numpy(np.array(values, np.float32))
+
+    outputs = [{"logprobs": data([-1.0, -3.0])}, {"own": data(np.ones((2, 3)))}, {"own": data([])}]
+    metrics = {"loss:sum": 1.23456, "rows": 1200.0}
+    output = types.ForwardBackwardOutput(loss_fn_output_type="any", loss_fn_outputs=outputs, metrics=metrics)
+    assert rows(html(output)) == [
+        ["metric", "value"],
+        ["loss:sum", "1.235"],
+        ["rows", "1,200"],
+        ["datum", "logprobs", "own"],
+        ["0", "-2.000 of 2", ""],
+        ["1", "", "1.000 of 2×3"],
+        ["2", "", "empty"],
+    ]
+
+
+def test_samples_are_shaded_by_surprise(html: BaseFormatter) -> None:
+    nothing = types.SampledSequence(
+        stop_reason="stop", sequence_id="s", tokens_np=np.empty(0, np.int32), logprobs_np=np.empty(0, np.float32)
+    )
+    page = Page(html(types.SampleResponse(sequences=[SEQUENCE, nothing])))
+    assert [e.text for e in page.all("div", "line")] == [
+        "2 samples\u2002logprob -5",
+        "[0] 3 tokens · stop · logprob -10.01, -3.34 a token",
+        "[1] 0 tokens · stop",
+    ]
+    assert [e.text for e in page.all("div", "txlab-tokens")] == ["5 6 7 ", ""]
+    for value in (SEQUENCE, DATUM.model_input):
+        assert ".txlab-tokens" in Page(html(value)).all("style")[0].text
+
+
 def test_every_type_that_is_registered_exists(html: BaseFormatter) -> None:
     shown = {(type(value).__module__, type(value).__name__) for value, _ in OBJECTS.values()}
     assert set(formatters.FACES) <= shown
@@ -124,12 +205,14 @@ def test_without_a_lab_tokens_are_numbers(html: BaseFormatter) -> None:
     assert [b.text for b in shown if "title" in b.attributes] == ["5 ", "6 ", "7 ", "8 "]
 
 
-def test_only_lists_of_datums_are_galleries(html: BaseFormatter) -> None:
+def test_only_lists_of_datums_are_galleries(html: BaseFormatter, caplog: pytest.LogCaptureFixture) -> None:
     class Own(list):  # type: ignore[type-arg]
         def _repr_html_(self) -> str:
             return "its own"
 
-    assert html([DATUM, 1]) is None
+    with caplog.at_level("ERROR"):
+        assert html([DATUM, 1]) is None
+    assert not caplog.records
     assert html([]) is None
     assert html([1.0] * 10) is None
     assert html(Own([1])) == "its own"
@@ -145,10 +228,11 @@ def test_only_lists_of_datums_are_galleries(html: BaseFormatter) -> None:
     ],
 )
 def test_what_cannot_be_drawn_is_left_to_its_text(
-    html: BaseFormatter, broken: object, capsys: pytest.CaptureFixture[str]
+    html: BaseFormatter, broken: object, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert html(broken) is None
-    assert "Traceback" not in capsys.readouterr().out
+    assert "Traceback" not in "".join(capsys.readouterr())
+    assert f"no face for {type(broken).__name__}" in caplog.text, "it is in %txlogs"
 
 
 def test_a_datum_whose_arrays_do_not_fit_is_still_shown(html: BaseFormatter) -> None:

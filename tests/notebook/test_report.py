@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +12,25 @@ import pytest
 import tinker
 from tinker import types
 
+from tests.notebook.records import record_run, record_session
+from tests.notebook.synthetic import decode, sample, train
 from tests.notebook.views.html import Page
-from txlab.config import ServerSettings, Settings
+from txlab.config import ServerSettings, Settings, StoreSettings
+from txlab.engine.events import AdapterCreated, StateChanged
+from txlab.lora.state import LoraConfig
+from txlab.notebook import report
 from txlab.notebook.errors import TxlabError
-from txlab.notebook.history import History
+from txlab.notebook.history import History, to_columns
 from txlab.notebook.lab import Lab, serve
-from txlab.notebook.report import curves, flatten
+from txlab.notebook.report import NEWEST_RUNS, PROMPT_TOKENS, SAMPLES, curves, flatten, versions
+from txlab.notebook.views.tables import moment
+from txlab.store.tables import PointRow
 
 DATUM = types.Datum(
     model_input=types.ModelInput.from_ints([5, 6, 7]),
     loss_fn_inputs={"target_tokens": [6, 7, 8], "weights": [0.0, 1.0, 1.0]},
 )
+NOW = datetime(2026, 11, 23, 16, tzinfo=UTC)
 CHARTS = ["loss per token by step", "gradient norm by step", "learning rate by step", "reward by step"]
 
 
@@ -78,6 +88,10 @@ def test_single_runs_may_be_chosen(lab: Lab, tmp_path: Path) -> None:
     assert next(e.text for e in page.all("th") if e.attributes["scope"] == "row") == "second"
     assert "pupil" not in page.all("section")[0].text
     assert not page.all("article"), "the other's samples are left out"
+    assert "weights/kept" in page.elements[0].text
+    by_id = read(lab.report(tmp_path / "run.html", lab.runs()["pupil"].model_id))
+    assert rows(by_id) == ["pupil"]
+    assert "weights/kept" not in by_id.elements[0].text, "the other's checkpoints are left out"
     both = read(lab.report(tmp_path / "run.html", ["second", "pupil"])).all("section")[0].text
     assert both.index("second") < both.index("pupil")
     with pytest.raises(TxlabError, match="no run 'nobody'"):
@@ -123,6 +137,93 @@ def test_a_rewound_history_is_drawn_as_it_went_on() -> None:
     assert found["own"][:, [0, 3]].tolist() == [[3, 2], [9, 3]]
     empty = History("run", "run", {name: values[:0] for name, values in history.items()})
     assert all(len(points) == 0 for points in dict(curves(empty)).values())
+
+
+def test_what_is_logged_ahead_of_a_step_is_drawn_in_the_order_of_steps() -> None:
+    history = History("run", "run", to_columns([(5, 0, 1.0, {"own": 5.0}), (1, 9, 2.0, {"own": 1.0})], 0.0))
+    assert dict(curves(history))["own"].tolist() == [[1, 9, 2, 1], [5, 0, 1, 5]]
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    """A lab that never ran, whose bus has been told of two adapters, the second unloaded without a step."""
+    lab = Lab(Settings(store=StoreSettings(tmp_path / "root")))
+    monkeypatch.setattr(lab, "decode", decode)
+    train(lab._bus, "pupil", 3)
+    lab._bus.publish(AdapterCreated("idler", "idler", LoraConfig(8), 1))
+    lab._bus.publish(StateChanged("idler", "unloaded"))
+    return lab
+
+
+def rows(page: Page) -> list[str]:
+    """The names of the runs."""
+    return [e.text for e in page.all("th", "wrap")][1:]
+
+
+def test_samples_say_who_drew_them_of_what(fresh: Lab, tmp_path: Path) -> None:
+    sample(fresh._bus, "x" * 9 + "p" * PROMPT_TOKENS, " and on", "pupil", stop="length")
+    sample(fresh._bus, "Who", " knows", None)
+    sample(fresh._bus, "Somebody", " else's", "gone")
+    gone, base, own = read(fresh.report(tmp_path / "run.html")).all("article")
+    assert gone.text == "gone · 7 tokens in 0.5 s · stopSomebody else's"
+    assert base.text == "base · 6 tokens in 0.5 s · stopWho knows"
+    assert own.text == f"pupil · 7 tokens in 0.5 s · length…{'p' * PROMPT_TOKENS} and on"
+
+
+def test_of_many_samples_the_newest_are_shown(fresh: Lab, tmp_path: Path) -> None:
+    for number in range(SAMPLES + 4):
+        sample(fresh._bus, f"prompt {number}", "", "pupil")
+    shown = read(fresh.report(tmp_path / "run.html")).all("article")
+    assert len(shown) == SAMPLES
+    assert shown[0].text.endswith(f"prompt {SAMPLES + 3}")
+
+
+def test_adapters_that_did_something_are_told_of_though_they_are_gone(fresh: Lab, tmp_path: Path) -> None:
+    fresh._bus.publish(StateChanged("pupil", "unloaded"))
+    assert rows(read(fresh.report(tmp_path / "run.html"))) == ["pupil"]
+
+
+def test_a_lab_that_did_nothing_tells_of_the_newest_runs(tmp_path: Path) -> None:
+    lab = Lab(Settings(store=StoreSettings(tmp_path / "root")))
+    with lab._stored() as store:
+        record_session(store.records, NOW)
+        for number in range(NEWEST_RUNS + 2):
+            record_run(store.records, f"id-{number}", f"run {number}", NOW + timedelta(number))
+        point = PointRow(model_id="id-9", step=7, tokens=70, time=NOW.timestamp(), metrics={"learning_rate": 0.1})
+        store.records.add(point)
+    page = read(lab.report(tmp_path / "run.html"))
+    assert rows(page) == [f"run {number}" for number in range(NEWEST_RUNS + 1, 1, -1)]
+    newest = [e.text for e in page.all("td")][:9]
+    assert newest == ["id-9", "8", "all", "7", "–", "–", "70", moment(NOW + timedelta(9)), "–"]
+
+
+def test_a_live_run_is_told_by_the_engine(fresh: Lab, tmp_path: Path) -> None:
+    with fresh._stored() as store:
+        record_session(store.records, NOW)
+        record_run(store.records, "older", "pupil", NOW)
+    page = read(fresh.report(tmp_path / "run.html", ["pupil"]))
+    created = moment(datetime.fromtimestamp(fresh._bus.view().adapters[0].created, UTC))
+    assert [e.text for e in page.all("td")][:9] == (
+        ["pupil", "16", "all", "3", "3.600", "2.916", "300", created, "idle"]
+    )
+
+
+def test_a_path_may_begin_at_home_and_texts_may_be_broken(
+    fresh: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    sample(fresh._bus, "half \ud83c", " a character", "pupil")
+    assert fresh.report("~/run.html") == tmp_path / "run.html"
+    assert "half \ufffd a character" in read(tmp_path / "run.html").elements[0].text
+
+
+def test_what_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "PACKAGES", ("numpy", "no-such-package"))
+    assert versions() == [
+        ("python", platform.python_version()),
+        ("numpy", np.__version__),
+        ("machine", platform.platform()),
+    ]
 
 
 def test_settings_are_named_by_their_place() -> None:

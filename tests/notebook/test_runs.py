@@ -10,18 +10,25 @@ import pytest
 import tinker
 from tinker import types
 
+from tests.notebook.records import SESSION, record_run, record_session
 from tests.notebook.views.html import Page
 from txlab.config import Settings, StoreSettings
+from txlab.engine.adapter_history import LEARNING_RATE, AdapterView
+from txlab.engine.events import StateChanged
+from txlab.lora.state import LoraConfig
 from txlab.notebook.errors import TxlabError
 from txlab.notebook.lab import Lab, serve
-from txlab.notebook.listing import ROWS, Listing
-from txlab.notebook.runs import Checkpoint
+from txlab.notebook.runs import Adapter, Checkpoint, Run
+from txlab.notebook.views.tables import moment
+from txlab.store.checkpoint_info import Address, CheckpointInfo
+from txlab.store.tables import PointRow
 
 DATUM = types.Datum(
     model_input=types.ModelInput.from_ints([5, 6, 7]),
     loss_fn_inputs={"target_tokens": [6, 7, 8], "weights": [0.0, 1.0, 1.0]},
 )
 EVIL = "<b onclick='x'>"
+NOW = datetime(2026, 11, 23, 16, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
@@ -126,10 +133,89 @@ def test_an_empty_root_has_nothing(tmp_path: Path) -> None:
     assert Page(lab.checkpoints()._repr_html_()).elements[0].text.endswith("no checkpoints")
 
 
-def test_long_tables_are_cut(lab: Lab) -> None:
-    one = lab.checkpoints()[0]
-    many = Listing(Checkpoint, [one] * (ROWS + 5))
-    page = Page(many._repr_html_())
-    assert len(page.all("tr")) == ROWS + 1
-    assert "… and 5 more" in page.elements[0].text
-    assert "… and 5 more" in repr(many)
+def test_the_figures_of_an_adapter() -> None:
+    view = AdapterView(
+        "run:train:0", "", LoraConfig(8), 2_500_000, 1_000_000.5, "training", "", 1200, 1e-4, 0.5, 3, 4321.0, 2.0
+    )
+    adapter = Adapter.of(view)
+    assert adapter.created == datetime(1970, 1, 12, 13, 46, 40, 500_000, tzinfo=UTC)
+    told = dict(zip([column.name for column in Adapter.COLUMNS], adapter.cells(), strict=True))
+    assert told == {
+        "adapter": "run:train:0",  # it has no name
+        "run": "run:train:0",
+        "rank": "8",
+        "layers": "all",
+        "step": "1,200",
+        "loss": "2.000",
+        "learning rate": "1e-4",
+        "grad norm": "0.5000",
+        "tokens/s": "4,321",
+        "memory": "2.5 MB",
+        "state": "training",
+    }
+
+
+@pytest.mark.parametrize("lasting", [True, False])
+def test_the_figures_of_a_checkpoint(lasting: bool) -> None:
+    expires = None if lasting else NOW + timedelta(days=1)
+    address = Address("run:train:0", "sampler_weights", "last")
+    info = CheckpointInfo(
+        address, "base", LoraConfig(8), 1200, False, NOW, expires, size_bytes=2_500_000, public=lasting
+    )
+    told = dict(zip([column.name for column in Checkpoint.COLUMNS], Checkpoint.of(info).cells(), strict=True))
+    assert told == {
+        "path": "tinker://run:train:0/sampler_weights/last",
+        "kind": "sampler weights",
+        "step": "1,200",
+        "rank": "8",
+        "size": "2.5 MB",
+        "created": moment(NOW),
+        "expires": "never" if lasting else moment(expires),
+        "published": "yes" if lasting else "no",
+    }
+
+
+def test_a_run_is_told_by_the_adapter_that_is_loaded_else_by_its_records(tmp_path: Path) -> None:
+    lab = Lab(Settings(store=StoreSettings(tmp_path)))
+    with lab._stored() as store:
+        record_session(store.records, NOW)
+        record_run(store.records, "saved", "", NOW)
+        lora = {"rank": 8, "train_attn": True, "train_mlp": False, "train_unembed": False}
+        more = {"lora": lora, "last_request": NOW + timedelta(hours=1), "user_metadata": {"note": "kept"}}
+        record_run(store.records, "logged", "pupil", NOW, **more)
+        store.records.add(PointRow(model_id="logged", step=5, tokens=9, time=1.0, metrics={LEARNING_RATE: 1e-3}))
+        store.records.add(PointRow(model_id="logged", step=8, tokens=9, time=2.0, metrics={"own": 1.0}))
+    runs = lab.runs()
+    told = dict(zip([column.name for column in Run.COLUMNS], runs["pupil"].cells(), strict=True))
+    assert told == {
+        "run": "pupil",
+        "id": "logged",
+        "base model": "base",
+        "rank": "8",
+        "layers": "attn",
+        "steps": "5",
+        "created": moment(NOW),
+        "last request": moment(NOW + timedelta(hours=1)),
+        "checkpoints": "0",
+        "state": "–",
+    }
+    assert (runs["saved"].name, runs["saved"].step) == ("saved", None)
+    assert (runs["pupil"].session_id, runs["pupil"].user_metadata) == (SESSION, {"note": "kept"})
+
+
+def test_an_adapter_that_is_unloaded_is_a_run_all_the_same(lab: Lab) -> None:
+    service = tinker.ServiceClient()
+    client = service.create_lora_training_client(base_model=lab.model, rank=2, user_metadata={"name": "brief"}).result()
+    lab.rename("brief", "short")
+    run = lab.runs()["short"]
+    assert run.state == lab.adapters["short"].state == "idle"
+    for step in (1, 2):
+        client.forward_backward([DATUM], "cross_entropy").result()
+        client.optim_step(types.AdamParams(learning_rate=1e-3)).result()
+        client.save_state(f"after-{step}").result()
+    service.close("success").result()
+    lab._bus.publish(StateChanged(run.model_id, "unloaded"))
+    assert "short" not in [adapter.name for adapter in lab.adapters]
+    run = lab.runs()["short"]
+    assert (run.state, run.step, len(run.checkpoints)) == ("", 2, 2)
+    assert run.cells()[-2:] == ("2", "–")
