@@ -14,6 +14,7 @@ from txlab.notebook import board as board_module
 from txlab.notebook.board import MAX_BOARDS, Board, Boards
 from txlab.notebook.errors import TxlabError
 from txlab.notebook.panel import Action
+from txlab.notebook.views.frame import BoardOptions
 
 PICTURE = "image/svg+xml"
 
@@ -156,6 +157,20 @@ def test_a_setting_is_drawn_at_once(display: Display, monkeypatch: pytest.Monkey
     look_at(board)
     board._act(Action("smoothing", "0.5"))
     wait_for_region(board, "settings", 'value="0.5"')
+    board.close()
+
+
+def test_a_board_begins_with_its_options(display: Display) -> None:
+    bus = EventBus()
+    train(bus, "pirate", steps=5)
+    options = BoardOptions("grad_norm", "tokens", smoothing=0.5, log=False, logprobs=True)
+    board = Board(bus, decode, "base/model", "http://x", options=options)
+    board.show()
+    settings = board._panel._widget.html_settings
+    for chosen in ('"grad_norm" selected', '"tokens" selected', '"linear" selected', 'value="0.5"'):
+        assert chosen in settings
+    assert 'aria-pressed="true"' in board._panel._widget.html_samples
+    assert "gradient norm" in board._panel._widget.html_chart.lower()
     board.close()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from IPython.core.completer import provisionalcompleter
 from IPython.core.interactiveshell import InteractiveShell
@@ -35,7 +36,8 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InteractiveShell
 def adapters(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lab with adapters of these names, the oldest first."""
     names = ["poet", "pirate", "the second pirate", "pirate", "it's", ""]
-    views = [AdapterView(f"id{i}", name, LoraConfig(8), 0) for i, name in enumerate(names)]  # type: ignore[arg-type]
+    curves = {"reward": np.zeros((1, 4)), "loss": np.zeros((1, 4)), "my KL": np.zeros((1, 4))}
+    views = [AdapterView(f"id{i}", name, LoraConfig(8), 0, curves=curves) for i, name in enumerate(names)]
     views.append(AdapterView("id9", "pilot", LoraConfig(8), 0, state="unloaded"))  # type: ignore[arg-type]
     status = SimpleNamespace(view=SimpleNamespace(adapters=views))
     monkeypatch.setattr(Lab, "current", SimpleNamespace(status=lambda: status, stop=lambda: None))
@@ -55,6 +57,9 @@ def complete(shell: InteractiveShell, code: str) -> list[str]:
         ("%txserve --loop ", [f"%txserve --loop {loop}" for loop in ("auto", "control", "main", "thread")]),
         ("%txserve --loop ma", ["%txserve --loop main"]),
         ("%txserve --loop=ma", ["%txserve --loop=main"]),
+        ("board = %txboard --x to", ["board = %txboard --x tokens"]),
+        ("%txboard --scale ", [f"%txboard --scale {scale}" for scale in ("auto", "linear", "log")]),
+        ("%txboard reward --lo", ["%txboard reward --logprobs"]),
         ("%txlogs -", ["%txlogs -n", "%txlogs --lines"]),
         ("%txhelp txse", ["%txhelp txserve"]),
         ("%%txsample --top", ["%%txsample --top-k", "%%txsample --top-p"]),
@@ -81,6 +86,19 @@ def test_adapters_the_newest_first(shell: InteractiveShell, adapters: None) -> N
 )
 def test_no_adapters_where_none_belong(shell: InteractiveShell, adapters: None, code: str) -> None:
     assert not any("pirate" in one[len(code) - 2 :] for one in complete(shell, code))
+
+
+def test_metrics_of_the_adapters_and_those_that_all_have(shell: InteractiveShell, adapters: None) -> None:
+    offered = complete(shell, "%txboard ")
+    assert offered[:6] == [
+        f"%txboard {name}" for name in ("loss", "grad_norm", "learning_rate", "'my KL'", "reward", "--x")
+    ]
+    assert complete(shell, "%txboard 'my") == ["%txboard 'my KL'"]
+    assert complete(shell, "%txboard --x time re") == ["%txboard --x time reward"]
+
+
+def test_metrics_before_there_is_a_lab(shell: InteractiveShell) -> None:
+    assert complete(shell, "%txboard l") == ["%txboard loss", "%txboard learning_rate"]
 
 
 @pytest.mark.parametrize("code", ["impor", "get_ipyth", "%tim"])

@@ -28,6 +28,7 @@ def lab(lab_env: dict[str, str], tiny_llama: Path) -> Iterator[Kernel]:
         ("%txstatus", "Status"),
         ("%txlogs", "Logs"),
         ("%txboard", "Board"),
+        ("%txboard 'my reward' --x tokens --smoothing 0.5 --scale log --logprobs", "Board"),
         ("%txplay", "Playground"),
         ("%txprofile --rows 1 --length 16 --rank 2", "Text"),
         ("%txhelp", "Manual"),
@@ -43,6 +44,32 @@ def test_values_show_themselves(lab: Kernel) -> None:
     assert "\\n" not in lab.ok("%txlogs -n 100").text
     assert "%%txsample" in lab.ok("%txhelp").text
     assert "--max-tokens" in lab.ok("%txhelp %%txsample").text
+
+
+def test_the_board_begins_as_its_magic_says(lab: Kernel) -> None:
+    magic = "%txboard 'my reward' --x tokens --smoothing 0.5 --scale log --logprobs"
+    made = "BoardOptions('my reward', 'tokens', 0.5, log=True, logprobs=True)"
+    lab.ok(f"from txlab.notebook.views.frame import BoardOptions\nboard = {magic}\nassert board._options == {made}")
+    lab.ok("board = %txboard\nassert board._options == BoardOptions()")
+    lab.ok(f"assert lab.board('my reward', x='tokens', smoothing=0.5, scale='log', logprobs=True)._options == {made}")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("%txboard --x loss", "choose from 'step', 'tokens', 'time'"),
+        ("%txboard --scale logarithmic", "choose from 'auto', 'linear', 'log'"),
+        ("%txboard --smoothing a-lot", "invalid float value"),
+        ("%txboard --smoothing 1", "smoothing is 1.0: expected a number from 0 to 0.99"),
+        ("%txboard ''", "metric is '': expected the name of a curve, such as 'loss'"),
+        ("lab.board(x='epoch')", "x is 'epoch': expected 'step', 'tokens' or 'time'"),
+        ("lab.board(scale=True)", "scale is True: expected 'auto', 'linear' or 'log'"),
+    ],
+)
+def test_what_a_board_cannot_show_is_said(lab: Kernel, line: str, said: str) -> None:
+    cell = lab.run(line)
+    assert cell.error_name == "TxlabError", cell.error
+    assert said in cell.error
 
 
 def test_stop_returns_the_lab_that_ran(lab_env: dict[str, str], tiny_llama: Path) -> None:

@@ -45,6 +45,7 @@ class Board:
         url: str,
         controls: Mapping[str, Control] | None = None,
         pins: Callable[[], tuple[PinView, ...]] = tuple,
+        options: BoardOptions | None = None,
     ):
         """Nothing is shown yet.
 
@@ -55,6 +56,7 @@ class Board:
             url: where it is served.
             controls: what is done for each action on the board that is more than another look at it, by name.
             pins: the prompts that are pinned to the board.
+            options: what is shown at first.
         """
         self._bus = bus
         self._decode = decode
@@ -63,7 +65,7 @@ class Board:
         self._controls = controls or {}
         self._pins = pins
         self._lock = threading.Lock()  # of the options
-        self._options = BoardOptions()
+        self._options = options or BoardOptions()
         self._notice = ""
         self._panel = Panel("txlab board", REGIONS, self._act, on_look=self._hurry)
         self._hurried = threading.Event()

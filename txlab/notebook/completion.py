@@ -1,4 +1,4 @@
-"""Completion in the lines of the lab's magics: options, their choices, and the adapters that live."""
+"""Completion in the lines of the lab's magics: options, their choices, the adapters that live, and their curves."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
 from IPython.core.interactiveshell import InteractiveShell
 
+from txlab.engine.adapter_history import OWN_CURVES, AdapterView
 from txlab.notebook.lab import Lab
 from txlab.notebook.magics import LabMagics
 from txlab.notebook.samples import BASE
@@ -91,17 +92,29 @@ def _values(action: Action) -> Iterable[str]:
 
 def _adapters() -> list[str]:
     """The names of the living adapters, the newest first, and the base."""
-    if Lab.current is None:
-        return [BASE]
-    alive = [one for one in Lab.current.status().view.adapters if one.state != "unloaded"]
+    alive = [one for one in _views() if one.state != "unloaded"]
     return [*dict.fromkeys(one.name or one.model_id for one in reversed(alive)), BASE]
+
+
+def _metrics() -> list[str]:
+    """The names of all curves: those that every adapter has, then the rest by name."""
+    there = {name for one in _views() for name in one.curves}
+    return [*OWN_CURVES, *sorted(there.difference(OWN_CURVES))]
+
+
+def _views() -> tuple[AdapterView, ...]:
+    return () if Lab.current is None else Lab.current.status().view.adapters
 
 
 def _magics() -> list[str]:
     return [name for kind in LabMagics.magics.values() for name in kind]
 
 
-VALUES: Mapping[str, Callable[[], Iterable[str]]] = {"adapter": _adapters, "magic": _magics}  # by argument
+VALUES: Mapping[str, Callable[[], Iterable[str]]] = {  # by argument
+    "adapter": _adapters,
+    "metric": _metrics,
+    "magic": _magics,
+}
 
 
 def _matching(values: Iterable[str], current: str) -> list[str]:

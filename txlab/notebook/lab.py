@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from txlab.config import ServerSettings, Settings
-from txlab.engine.bus import EventBus, LabView
+from txlab.engine.bus import LOSS, EventBus, LabView
 from txlab.notebook.access import Access
 from txlab.notebook.board import Board, Boards
 from txlab.notebook.controls import Controls
@@ -34,6 +34,7 @@ from txlab.notebook.samples import Sampling
 from txlab.notebook.served import Served
 from txlab.notebook.steering import board_controls
 from txlab.notebook.texts import Text
+from txlab.notebook.views.frame import BoardOptions
 from txlab.notebook.views.status_html import lab_html, status_html, stopped_html
 from txlab.notebook.views.text import render_table
 from txlab.proxy import announce
@@ -171,11 +172,31 @@ class Lab(Access, OwnLosses, Sampling, Exchange, Reports, Faces, Histories, Cont
         """The last ``count`` lines of the server's log."""
         return self._log.tail(count)
 
-    def board(self) -> Board:
+    def board(
+        self,
+        metric: str = LOSS,
+        *,
+        x: str = "step",
+        smoothing: float = 0.0,
+        scale: str = "auto",
+        logprobs: bool = False,
+    ) -> Board:
         """Show a live board in this cell, with controls that act also while a cell runs.
 
-        Some boards live side by side; an older one keeps its last picture. Raises TxlabError where the lab is stopped.
+        Some boards live side by side; an older one keeps its last picture. The arguments are what its settings are at
+        first.
+
+        Args:
+            metric: the curve that is shown, one of ``lab.log`` too, also before it has a point.
+            x: what the curve is over: "step", "tokens" (trained until then) or "time".
+            smoothing: weight of the past in the moving average, 0 to 0.99.
+            scale: "linear", "log", or "auto": where it shows more.
+            logprobs: shade the tokens of samples by how unlikely they were.
+
+        Raises:
+            TxlabError: the lab is stopped, or an argument is none of its choices.
         """
+        options = BoardOptions.of(metric, x, smoothing, scale, logprobs)
         tokenizer = self._serving().base.tokenizer
         controls = board_controls(self, self.pins)
         board = Board(
@@ -185,6 +206,7 @@ class Lab(Access, OwnLosses, Sampling, Exchange, Reports, Faces, Histories, Cont
             self.url,
             controls,
             self.pins.view,
+            options,
         )
         self._boards.show(board)
         return board

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, overload
 
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
 
+from txlab.engine.bus import LOSS
 from txlab.notebook.errors import TxlabError
 from txlab.notebook.lab import Lab, Status, serve
 from txlab.notebook.logs import Logs
 from txlab.notebook.manual import Manual, example
 from txlab.notebook.samples import Samples
 from txlab.notebook.texts import Text
+from txlab.notebook.views.frame import LOG_CHOICES, MAX_SMOOTHING, XKind
 
 if TYPE_CHECKING:
     from txlab.notebook.board import Board
@@ -71,12 +73,18 @@ class LabMagics(Magics):
         return _running().logs(lines)
 
     @magic_arguments()
-    @example("board = %txboard")
+    @argument("metric", nargs="?", default=LOSS, help="curve that is shown, yours too (default: loss)")
+    @argument("--x", default="step", choices=get_args(XKind), help="what it is over (default: step)")
+    @argument("--smoothing", type=float, default=0.0, help=f"weight of the past, 0 to {MAX_SMOOTHING} (default: 0)")
+    @argument("--scale", default="auto", choices=tuple(LOG_CHOICES), help="of its axis (default: where it shows more)")
+    @argument("--logprobs", action="store_true", help="shade sampled tokens by how unlikely they were")
+    @example("board = %txboard reward --x tokens --smoothing 0.6")
     @line_magic
     def txboard(self, line: str) -> Board:
         """Show the live board: adapters, their curves, and what they say."""
-        _parse(self.txboard, line)
-        return _running().board()
+        args = _parse(self.txboard, line)
+        metric = _unquoted(args.metric)
+        return _running().board(metric, x=args.x, smoothing=args.smoothing, scale=args.scale, logprobs=args.logprobs)
 
     @magic_arguments()
     @example("%txplay")
@@ -143,6 +151,14 @@ def _parse(magic: Callable[..., Any], line: str) -> Namespace:
         return parse_argstring(magic, line)
     except (UsageError, ValueError) as error:  # ValueError: a quote that is not closed
         raise TxlabError(f"{error} (%{magic.__name__}? shows what there is)") from None
+
+
+@overload
+def _unquoted(word: str) -> str: ...
+
+
+@overload
+def _unquoted(word: str | None) -> str | None: ...
 
 
 def _unquoted(word: str | None) -> str | None:

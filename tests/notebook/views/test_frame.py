@@ -8,6 +8,7 @@ import pytest
 from tests.notebook.synthetic import decode, encode
 from txlab.engine.bus import LabView, LiveSample
 from txlab.engine.events import SampleCompleted
+from txlab.notebook.errors import TxlabError
 from txlab.notebook.views.frame import MAX_SMOOTHING, SAMPLE_TOKENS, BoardOptions, Excerpt, make_frame
 
 
@@ -35,6 +36,29 @@ def test_a_control_changes_its_option(setting: str, value: str | None, expected:
 def test_what_makes_no_sense_changes_nothing(setting: str, value: str) -> None:
     options = BoardOptions(smoothing=0.5, log=True)
     assert options.changed(setting, value) == options
+
+
+def test_options_in_words() -> None:
+    assert BoardOptions.of("reward", "time", 0.5, "linear", True) == BoardOptions("reward", "time", 0.5, False, True)
+    assert BoardOptions.of("loss", "step", 0.0, "auto", False) == BoardOptions()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"metric": None},
+        {"x": "loss"},
+        {"smoothing": float("nan")},
+        {"smoothing": "much"},
+        {"smoothing": -0.1},
+        {"scale": ""},
+    ],
+)
+def test_options_that_there_are_not(wrong: dict) -> None:
+    (name,) = wrong
+    right = {"metric": "loss", "x": "step", "smoothing": 0.0, "scale": "auto", "logprobs": False}
+    with pytest.raises(TxlabError, match=f"{name} is .*: expected "):
+        BoardOptions.of(**right | wrong)
 
 
 def test_hiding_twice_shows_again() -> None:

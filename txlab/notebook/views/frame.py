@@ -10,6 +10,7 @@ import numpy as np
 
 from txlab.engine.bus import LOSS, LabView, LiveSample
 from txlab.engine.events import SampleCompleted
+from txlab.notebook.errors import TxlabError
 from txlab.notebook.views.pieces import split_text
 
 PROMPT_TOKENS = 96  # the end of a prompt says what was asked; the rest would not fit
@@ -37,6 +38,17 @@ class BoardOptions:
     hidden: frozenset[str] = frozenset()
     opened: frozenset[str] = frozenset()
 
+    @classmethod
+    def of(cls, metric: str, x: str, smoothing: float, scale: str, logprobs: bool) -> BoardOptions:
+        """Options as a user writes them; ``scale`` is one of LOG_CHOICES. Raises TxlabError, with the choices."""
+        if not (isinstance(metric, str) and metric):
+            raise TxlabError(f"metric is {metric!r}: expected the name of a curve, such as {LOSS!r}.")
+        if not (isinstance(smoothing, int | float) and 0 <= smoothing <= MAX_SMOOTHING):
+            raise TxlabError(f"smoothing is {smoothing!r}: expected a number from 0 to {MAX_SMOOTHING:g}.")
+        _check_choice("x", x, get_args(XKind))
+        _check_choice("scale", scale, tuple(LOG_CHOICES))
+        return cls(metric, x, smoothing, LOG_CHOICES[scale], logprobs)  # type: ignore[arg-type]
+
     def changed(self, setting: str, value: str | None, target: str | None = None) -> BoardOptions:
         """These options after a reader used a control; as they are where that makes no sense."""
         match setting:
@@ -55,6 +67,11 @@ class BoardOptions:
             case "more" if target:
                 return replace(self, opened=self.opened ^ {target})
         return self
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise TxlabError(f"{name} is {value!r}: expected {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}.")
 
 
 def _smoothing(value: str | None, present: float) -> float:
