@@ -9,7 +9,7 @@ from tests.engine.tools import answer, ask, greedy, tokens
 from txlab.config import EngineSettings
 from txlab.engine.bus import EventBus
 from txlab.engine.engine import Engine
-from txlab.engine.events import SampleProgress
+from txlab.engine.events import SampleCompleted, SampleProgress
 from txlab.engine.jobs import Job
 from txlab.engine.kv_cache import token_bytes
 from txlab.engine.requests import CancelSample, RequestError, Sample, SampledSequence, SampleResult, SamplingParams
@@ -208,6 +208,10 @@ def test_tokens_stream_to_the_bus_and_a_cancelled_sample_leaves_it(base):
         parts = [event for event in seen if isinstance(event, SampleProgress)]
         assert np.concatenate([part.tokens for part in parts]).tolist() == sequence.tokens.tolist()
         assert [part.ended for part in parts] == [False] * (len(parts) - 1) + [True]
+        seen.clear()
+        (quiet,) = answer(engine, Sample(None, tokens(5), 1, greedy(20), announced=False)).sequences
+        assert quiet.tokens.tolist() == sequence.tokens.tolist()
+        assert not [event for event in seen if isinstance(event, SampleProgress | SampleCompleted)]
         request = Sample(None, tokens(5), 1, greedy(400))
         future = ask(engine, request)
         version = 0

@@ -9,9 +9,18 @@ from pathlib import Path
 import pytest
 
 from tests.notebook.parts import SECONDS, Parts, running
-from txlab.engine.events import AdapterRenamed, AdapterRewound, StepCompleted
+from txlab.engine.events import (
+    AdapterRenamed,
+    AdapterRewound,
+    SampleCompleted,
+    SampleProgress,
+    StateChanged,
+    StepCompleted,
+)
 from txlab.engine.requests import DropSnapshot, UnloadAdapter
 from txlab.notebook import pins as pins_module
+from txlab.notebook.drafts import Draft, Source, make_ask, to_request
+from txlab.notebook.drafts import wait_for as wait_for_drafts
 from txlab.notebook.errors import TxlabError
 from txlab.notebook.pins import Pins
 from txlab.notebook.views.frame import PinView
@@ -45,9 +54,15 @@ def steps(view: tuple[PinView, ...], name: str) -> list[int]:
     return [step for pin in view for who, step, _ in pin.texts if who == name]
 
 
+def wait_for_first(parts: Parts, pins: Pins, name: str) -> None:
+    """Until an adapter has answered once: whoever has not is not asked again."""
+    wait_for(parts, pins, lambda view: bool(steps(view, name)))
+
+
 def test_a_pin_is_sampled_at_once_and_every_few_steps(parts: Parts, pins: Pins) -> None:
     pupil = parts.adapter("a", "apprentice")
     number = pins.add("one two", ["apprentice"], every=2, max_tokens=8)
+    wait_for_first(parts, pins, "apprentice")
     for step in (2, 4):
         pupil.learn(2)
         wait_for(parts, pins, lambda view, step=step: step in steps(view, "apprentice"))
@@ -62,6 +77,7 @@ def test_texts_are_of_the_weights_of_their_step(parts: Parts, pins: Pins) -> Non
     """Steps go on while it samples; seen later, each is what the weights of the step say greedily."""
     one, other = parts.adapter("b1"), parts.adapter("b2")
     pins.add("one two", ["b1"], every=3, max_tokens=4)
+    wait_for_first(parts, pins, "b1")
     one.learn(10)
     view = wait_for(parts, pins, lambda view: any(step > 0 for step in steps(view, "b1")))
     found = {step: text for _, step, text in view[0].texts}
@@ -99,6 +115,21 @@ class Slow:
         return Future()  # never done
 
 
+def test_they_are_none_of_the_latest_samples(parts: Parts, pins: Pins) -> None:
+    """A board has a place of their own for them: there they would crowd out the user's."""
+    parts.adapter("h").learn(1)
+    own = to_request(parts.engine, make_ask("the user's", max_tokens=2, stop=[]))
+    wait_for_drafts(parts.engine, [Draft(parts.engine, own, Source("h", "h"))])
+    seen: list[object] = []
+    unlisten = parts.bus.listen(seen.append)
+    pins.add("one two", ["h", "base"], max_tokens=40, stop=[])
+    wait_for(parts, pins, lambda view: len(view[0].texts) == 2)
+    unlisten()
+    assert not [event for event in seen if isinstance(event, SampleProgress | SampleCompleted)]
+    assert parts.bus.view().samples[0].prompt.tolist() == own.prompt.tolist()
+    assert StateChanged("h", "sampling") in seen, "who samples is told all the same"
+
+
 def test_slow_sampling_leaves_steps_out(parts: Parts) -> None:
     parts.adapter("d")
     engine = Slow(parts)
@@ -113,6 +144,7 @@ def test_slow_sampling_leaves_steps_out(parts: Parts) -> None:
 def test_history_is_bounded(parts: Parts, pins: Pins, monkeypatch: pytest.MonkeyPatch) -> None:
     pupil = parts.adapter("e")
     number = pins.add("one two", ["e"], every=1, max_tokens=1)
+    wait_for_first(parts, pins, "e")
     for step in range(1, 37):
         pupil.learn(1)
         wait_for(parts, pins, lambda view, step=step: step in steps(view, "e"))
@@ -126,6 +158,7 @@ def test_history_is_bounded(parts: Parts, pins: Pins, monkeypatch: pytest.Monkey
 def test_a_rewind_forgets_what_came_later(parts: Parts, pins: Pins) -> None:
     pupil = parts.adapter("f")
     pins.add("one two", ["f"], every=1, max_tokens=2)
+    wait_for_first(parts, pins, "f")
     for step in range(1, 4):
         pupil.learn(1)
         wait_for(parts, pins, lambda view, step=step: step in steps(view, "f"))

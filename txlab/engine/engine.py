@@ -363,7 +363,7 @@ class Engine:
     def _complete_sample(self, job: Job) -> None:
         result = job.result()
         prompt, seconds = job.request.prompt, job.seconds
-        for s in result.sequences:
+        for s in result.sequences if job.request.announced else ():
             self._bus.publish(SampleCompleted(job.model_id, prompt, s.tokens, s.logprobs, s.stop_reason, seconds))
         self._end_sample(job).tell(result)
 
@@ -405,6 +405,8 @@ class Engine:
 
     def _publish_progress(self, sequence: Sequence, seen: int) -> None:
         job = sequence.job
+        if not job.request.announced:
+            return
         tokens, logprobs = np.array(sequence.tokens[seen:], np.int32), np.array(sequence.logprobs[seen:], np.float32)
         key, ended = (job.number, sequence.index), bool(sequence.stop_reason)
         self._bus.publish(SampleProgress(key, job.model_id, job.request.prompt, tokens, logprobs, ended))

@@ -261,6 +261,7 @@ class Sample:
     target_prompt_logprobs: np.ndarray | None = None  # (P - 1, K) int32
     prompt_alt_tokens_k: int = 0
     on_tokens: TokensDrawn | None = None  # told of tokens as they are drawn
+    announced: bool = True  # events tell of its sequences; else whoever asks shows them somewhere of their own
 
 
 @dataclass(frozen=True, slots=True, eq=False)

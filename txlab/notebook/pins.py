@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Unpack
@@ -90,7 +90,8 @@ class Pins:
         steps = {adapter.model_id: adapter.step for adapter in known}
         greedy: SamplingOptions = {"max_tokens": 48, "temperature": 0.0}
         options: SamplingOptions = {**greedy, **sampling}
-        request = to_request(self._running(), make_ask(prompt, samples=1, **options))
+        asked = to_request(self._running(), make_ask(prompt, samples=1, **options))
+        request = replace(asked, announced=False)  # a board shows pins in a place of their own
         only = None if adapters is None else frozenset(source.model_id for source in sources)
         with self._lock:
             if len(self._pins) >= MAX_PINS:
