@@ -51,6 +51,11 @@ def test_prompts_while_a_cell_trains(lab_env: dict[str, str], tmp_path: Path) ->
         base.uncheck()
         panel.get_by_label("Max tokens").fill("8000")
         panel.locator("[name=stop]").fill("§")  # in place of the model's own end, which may come early
+        prompt.press("End")
+        prompt.press("Enter")
+        assert prompt.input_value() == "one two\n", "Enter begins a line, and sends nothing"
+        assert panel.locator(".answers").count() == 0
+        prompt.fill("one two")
         prompt.press("Control+Enter")
 
         page.wait_for_function(GROWN, arg=0)
@@ -73,6 +78,9 @@ def test_prompts_while_a_cell_trains(lab_env: dict[str, str], tmp_path: Path) ->
         base.check()
         panel.get_by_role("button", name="Generate").click()
         answers.nth(2).wait_for()
+        prompt.fill("four")
+        prompt.press("Meta+Enter")
+        panel.get_by_role("button", name="four").wait_for()
         panel.get_by_role("button", name="one two").click()
         answers.get_by_text("stopped").nth(1).wait_for()
         assert prompt.input_value() == "one two"
@@ -86,7 +94,8 @@ def test_prompts_while_a_cell_trains(lab_env: dict[str, str], tmp_path: Path) ->
         opened.save()
         opened.shut_down()
         opened.open()
-        picture.get_by_text("Earlier prompts (1)").click()
+        picture.get_by_text("Earlier prompts (2)").click()
         picture.get_by_label("Answer of poet").nth(1).wait_for()
         saved = opened.save()
+    assert [cell.execution_count for cell in saved.cells] == [1, 2, 3, 4], "no key ran a cell again"
     assert [o for cell in saved.cells for o in cell.outputs if o.output_type == "error"] == []

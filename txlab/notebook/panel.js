@@ -121,6 +121,11 @@ function listen(root, send) {
     event.preventDefault();
     if (event.target.dataset.action) act(event.target);
   });
+  // A browser submits a form at Enter in a one-line field; in a text area, Enter begins a line.
+  root.addEventListener("keydown", (event) => {
+    const sends = event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.localName === "textarea";
+    if (sends) event.target.closest("form[data-action]")?.requestSubmit();
+  });
 }
 
 // ---------------------------------------------------------------------------------------------- the view

@@ -38,8 +38,6 @@ LABELS: Mapping[str, str] = {
 LAYOUTS = {"plain": "as it is", "chat": "as a chat turn"}
 SLIDERS = ("temperature", "top_p")
 PROMPT_CHARS = 120
-# A browser sends a form by itself at Enter in a one-line field, but not in a text area.
-_SEND = "if((event.ctrlKey||event.metaKey)&&event.key==='Enter')this.form.requestSubmit()"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +118,8 @@ def _field(name: str, control: str, more: str = "") -> str:
 def _prompt(fields: Mapping[str, str]) -> str:
     return _field(
         "prompt",
-        f'<textarea name="prompt" rows="3" spellcheck="false" placeholder="What should they continue, or answer?" '
-        f'onkeydown="{_SEND}">{escape(fields["prompt"])}</textarea>',
+        f'<textarea name="prompt" rows="3" spellcheck="false" placeholder="What should they continue, or answer?">'
+        f'{escape(fields["prompt"])}</textarea>',
     )
 
 
