@@ -51,9 +51,9 @@ class Action:
 class Panel:
     """Regions of HTML in a cell's output, live on every page that shows it.
 
-    In the HTML, buttons with ``data-action`` act when clicked, inputs and selects when changed, forms when submitted, in
-    a text area with Ctrl+Enter or Cmd+Enter. Elements with the same ``data-key`` are the same in the next version of a
-    region; what the user is typing, opened, scrolled or focused stays.
+    In the HTML, buttons with ``data-action`` act when clicked, inputs and selects when changed, forms when submitted,
+    from a text area by Ctrl+Enter or Cmd+Enter. Elements with the same ``data-key`` are the same in the next version
+    of a region; what the user is typing, opened, scrolled or focused stays.
     """
 
     def __init__(

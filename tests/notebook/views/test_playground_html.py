@@ -8,6 +8,7 @@ import pytest
 
 from tests.notebook.views.html import Page
 from txlab.notebook.views.answers import Answer, Text
+from txlab.notebook.views.palette import STATES
 from txlab.notebook.views.playground_html import (
     DEFAULTS,
     REGIONS,
@@ -45,8 +46,17 @@ def test_regions_are_well_formed_and_escaped() -> None:
     assert tuple(found) == REGIONS
     for page in found.values():
         assert not page.all("script")
+        assert not [name for e in page.elements for name in e.attributes if name.startswith("on")]
     assert found["ask"].all("textarea")[0].text == f"</textarea>{EVIL}"
     assert [label.text for label in found["ask"].all("label") if label.attributes.get("data-key")] == ["base", EVIL]
+
+
+def test_no_class_is_that_of_a_state() -> None:
+    """The same style sheet colours the states of adapters."""
+    classes = {
+        one for page in pages(SCENE).values() for e in page.elements for one in e.attributes.get("class", "").split()
+    }
+    assert not classes & {*STATES}
 
 
 @pytest.mark.parametrize("region", REGIONS)

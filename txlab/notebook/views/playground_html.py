@@ -118,8 +118,8 @@ def _field(name: str, control: str, more: str = "") -> str:
 def _prompt(fields: Mapping[str, str]) -> str:
     return _field(
         "prompt",
-        f'<textarea name="prompt" rows="3" spellcheck="false" placeholder="What should they continue, or answer?">'
-        f'{escape(fields["prompt"])}</textarea>',
+        '<textarea name="prompt" rows="3" spellcheck="false" placeholder="What should they continue, or answer?">'
+        f"{escape(fields['prompt'])}</textarea>",
     )
 
 
@@ -151,7 +151,7 @@ def _sampling(fields: Mapping[str, str]) -> str:
         _number("seed", fields, 'placeholder="random"'),
         _field("stop", stop),
     )
-    return f'<div class="sampling">{"".join(controls)}</div>'
+    return f'<div class="knobs">{"".join(controls)}</div>'
 
 
 def _slider(name: str, fields: Mapping[str, str], low: str, high: str) -> str:

@@ -21,11 +21,11 @@ _SHAPES = """
 .txlab-panel .sources label:has(:checked) { background: var(--txlab-raised); border-color: var(--txlab-control); }
 .txlab-panel .dot { flex: none; display: inline-block; width: 10px; height: 10px; border-radius: 3px;
   background: var(--hue, var(--txlab-control)); }
-.txlab-panel .sampling { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 10px 14px; }
-@container (min-width: 980px) { .txlab-panel .sampling { grid-template-columns: repeat(8, minmax(0, 1fr)); } }
-@container (max-width: 460px) { .txlab-panel .sampling { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
-.txlab-panel .sampling output { float: right; color: var(--txlab-text); font-weight: 600; }
-.txlab-panel .sampling input[type=range] { height: 26px; }
+.txlab-panel .knobs { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 10px 14px; }
+@container (min-width: 980px) { .txlab-panel .knobs { grid-template-columns: repeat(8, minmax(0, 1fr)); } }
+@container (max-width: 460px) { .txlab-panel .knobs { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
+.txlab-panel .knobs output { float: right; color: var(--txlab-text); font-weight: 600; }
+.txlab-panel .knobs input[type=range] { height: 26px; }
 .txlab-panel .buttons, .txlab-panel .toolbar { display: flex; flex-wrap: wrap; align-items: center; gap: 8px 12px; }
 .txlab-panel .buttons label, .txlab-panel .toolbar label { display: inline-flex; align-items: center; gap: 6px;
   font-size: 12.5px; color: var(--txlab-mute); }
