@@ -100,6 +100,7 @@ def test_sources_by_name() -> None:
         Source("e", "e"),
     )
     assert find_sources(adapters, ["twin", "b", "base"]) == (Source("twin", "b"), Source())
+    assert find_sources(adapters, ["d"]) == (Source("base d", "d"),)
     with pytest.raises(TxlabError, match="no adapter 'gone'"):
         find_sources(adapters, ["gone"])
     with pytest.raises(TxlabError, match="Nobody is asked"):

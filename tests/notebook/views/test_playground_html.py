@@ -93,6 +93,14 @@ def test_what_is_sampled_can_be_stopped() -> None:
     assert status == ["Sampling: 5 tokens so far"]
 
 
+def test_shades_are_explained_where_there_are_any() -> None:
+    def legends(logprobs: bool) -> list[str]:
+        return [e.text for e in pages(replace(SCENE, logprobs=logprobs))["answers"].all("span", "legend")]
+
+    assert legends(False) == []
+    assert legends(True) == ["likely< 90%< 50%< 20%< 5%"]
+
+
 def test_earlier_prompts_bring_themselves_back() -> None:
     buttons = pages(SCENE)["history"].all("button")
     assert [(b.attributes["data-action"], b.attributes["data-target"]) for b in buttons] == [

@@ -7,6 +7,14 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 LEVELS = (0.9, 0.5, 0.2, 0.05)  # probabilities that part the shades of tokens, from likely to surprising
+LEGEND = (  # HTML: what each shade means
+    '<span class="legend">'
+    + "".join(
+        f'<span class="lp{level}">{label}</span>'
+        for level, label in enumerate(["likely", *(f"&lt; {border:.0%}" for border in LEVELS)])
+    )
+    + "</span>"
+)
 
 
 def split_text(tokens: Sequence[int], text: str, decode: Callable[[Sequence[int]], str]) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 from txlab.notebook.views.answers import Answer, answers_html, answers_text
+from txlab.notebook.views.pieces import LEGEND
 from txlab.notebook.views.playground_style import playground_style
 from txlab.notebook.views.text import flat
 
@@ -126,7 +127,8 @@ def _prompt(fields: Mapping[str, str]) -> str:
 def _sources(scene: Scene) -> str:
     boxes = (
         f'<label data-key="{escape(one.key)}"><input type="checkbox" name="sources" value="{escape(one.key)}"'
-        f'{" checked" * (one.key in scene.chosen)}><i class="dot {one.color}"></i>{escape(one.name)}</label>'
+        f'{" checked" * (one.key in scene.chosen)}><i class="dot {one.color}"></i>'
+        f'<span title="{escape(one.name)}">{escape(one.name)}</span></label>'
         for one in scene.choices
     )
     return f'<fieldset class="sources"><legend>Ask</legend>{"".join(boxes)}</fieldset>'
@@ -184,7 +186,7 @@ def _answers(scene: Scene) -> str:
     stop = '<button type="button" data-action="stop">Stop</button>' if scene.shown.live else ""
     bar = (
         f'<div class="toolbar"><span role="status">{_status(scene.shown)}</span>{stop}<span class="spread"></span>'
-        f"{_toggle('diff', 'Mark what the base does not say', scene.diff)}"
+        f"{LEGEND if scene.logprobs else ''}{_toggle('diff', 'Mark what the base does not say', scene.diff)}"
         f"{_toggle('logprobs', 'Shade by probability', scene.logprobs)}</div>"
     )
     return f'<section aria-label="Answers">{bar}{_turn(scene.shown, scene)}</section>'

@@ -7,7 +7,7 @@ from html import escape
 from txlab.notebook.views.answers import differing
 from txlab.notebook.views.curves import adapter_colors
 from txlab.notebook.views.frame import Excerpt, Frame, PinView
-from txlab.notebook.views.pieces import LEVELS, token_html
+from txlab.notebook.views.pieces import LEGEND, token_html
 from txlab.notebook.views.text import flat, printable, sample_note
 
 PIN_STEPS = 3  # that are shown of each adapter
@@ -23,18 +23,8 @@ def render_samples(frame: Frame) -> str:
         f'<button type="button" data-action="logprobs" aria-pressed="{str(shaded).lower()}" '
         'title="Shade tokens by how unlikely they were">Colour by logprob</button>'
     )
-    head = f'<div class="title"><h4>Latest samples</h4>{_LEGEND if shaded else ""}{button}</div>'
+    head = f'<div class="title"><h4>Latest samples</h4>{LEGEND if shaded else ""}{button}</div>'
     return f'<section aria-label="Latest samples">{head}{samples or hint}</section>'
-
-
-_LEGEND = (
-    '<span class="legend">'
-    + "".join(
-        f'<span class="lp{level}">{label}</span>'
-        for level, label in enumerate(["likely", *(f"&lt; {border:.0%}" for border in LEVELS)])
-    )
-    + "</span>"
-)
 
 
 def _sample(excerpt: Excerpt, color: str) -> str:
