@@ -11,7 +11,7 @@ from tests.notebook.parts import SECONDS, Parts, running, watch_batches
 from txlab.engine.bus import AdapterView
 from txlab.engine.requests import DropSnapshot, UnloadAdapter
 from txlab.lora.state import LoraConfig
-from txlab.notebook.drafts import Draft, Source, find_sources, make_ask, to_request, wait_for
+from txlab.notebook.drafts import Draft, Source, decode, find_sources, make_ask, to_request, wait_for
 from txlab.notebook.errors import TxlabError
 
 EVERYONE = (Source(), Source("one", "one"), Source("two", "two"))
@@ -88,6 +88,32 @@ def test_what_is_cancelled_keeps_what_it_has(parts: Parts) -> None:
     assert draft.cancelled
     assert 0 < len(draft.drawn[0]) < 400
     assert draft.stop_reasons == ("",)
+
+
+def test_what_has_ended_is_not_cancelled(parts: Parts) -> None:
+    request = to_request(parts.engine, make_ask("one two", max_tokens=2, stop=[]))
+    draft = Draft(parts.engine, request, Source())
+    draft.result()
+    draft.cancel(parts.engine)
+    assert (draft.cancelled, draft.stop_reasons) == (False, ("length",))
+
+
+def test_a_chat_turn_ends_where_the_answer_begins(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = parts.engine.base.tokenizer
+    monkeypatch.setattr(tokenizer, "chat_template", None)
+    with pytest.raises(TxlabError, match="no chat template"):
+        to_request(parts.engine, make_ask("one", chat=True))
+    layout = (
+        "{% for turn in messages %}{{ turn.content }} two{% endfor %}{% if add_generation_prompt %} three{% endif %}"
+    )
+    monkeypatch.setattr(tokenizer, "chat_template", layout)
+    request = to_request(parts.engine, make_ask("one", chat=True))
+    assert request.prompt.tolist() == tokenizer.encode("one two three")
+
+
+def test_texts_are_without_special_tokens(parts: Parts) -> None:
+    tokenizer = parts.engine.base.tokenizer
+    assert decode(tokenizer, [*tokenizer.encode("one two"), tokenizer.eos_token_id]) == "one two"
 
 
 def test_sources_by_name() -> None:
