@@ -141,6 +141,24 @@ def test_slow_sampling_leaves_steps_out(parts: Parts) -> None:
     assert engine.samples == 1
 
 
+def test_after_a_rewind_it_is_asked_anew(parts: Parts) -> None:
+    """What it is saying is of weights that were taken back."""
+    parts.adapter("i")
+    engine = Slow(parts)
+    pins = Pins(parts.bus, engine)  # type: ignore[arg-type]
+    pins.add("one two", ["i"], every=1)
+    parts.bus.publish(AdapterRewound("i", 0))
+    parts.bus.publish(StepCompleted("i", 1, 0.1, 1.0, 0))
+    pins.close()
+    assert engine.samples == 2
+
+
+def test_left_to_itself_it_is_greedy(pins: Pins) -> None:
+    pins.add("one two", ["base"])
+    (pin,) = pins._pins.values()
+    assert (pin.request.params.temperature, pin.request.params.max_tokens) == (0.0, 48)
+
+
 def test_history_is_bounded(parts: Parts, pins: Pins, monkeypatch: pytest.MonkeyPatch) -> None:
     pupil = parts.adapter("e")
     number = pins.add("one two", ["e"], every=1, max_tokens=1)
