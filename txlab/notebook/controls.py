@@ -100,7 +100,7 @@ class Controls(LabPart):
             raise TxlabError("rewind takes step (which one) or steps (how many back), not both.")
         view = self._find(adapter)
         back = 1 if steps is None else as_step(steps, "steps")
-        target = view.step - back if step is None else step
+        target = view.step - back if step is None else as_step(step)
         self._tell(RewindAdapter(view.model_id, target))
         return target
 
