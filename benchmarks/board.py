@@ -13,14 +13,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
-from statistics import mean, median
+from itertools import islice, pairwise
+from statistics import median
 from typing import Any
 from unittest import mock
 
 from benchmarks import command_line
 from benchmarks.command_line import emit, positive, say
 from benchmarks.measure import numpy_matmul_gflops, table
-from benchmarks.mixed_measure import WORK, Subject, seconds_per_round, training
+from benchmarks.mixed_measure import WORK, Subject, training
 from benchmarks.report import Record, bound, whole
 from txlab.config import EngineSettings, ModelSettings
 from txlab.engine.bus import EventBus
@@ -127,10 +128,10 @@ class Crowd(Subject):
 
 @dataclass(frozen=True, slots=True)
 class Spell:
-    """Some rounds of training on end; seconds and processor seconds are of one round."""
+    """Some rounds of training on end."""
 
-    seconds: float
-    processor_seconds: float  # of the whole process
+    seconds: tuple[float, ...]  # of each
+    processor_seconds: float  # of the whole process, in all
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,32 +156,38 @@ def measure(subject: Crowd, rounds: int) -> Part:
             next(ends)  # the round in which the board appears
             began, draws, drawing, sent = time.perf_counter(), board.draws, board.drawing, wire.bytes
             boards = spell(ends, rounds), spell(ends, rounds)
-            seconds = time.perf_counter() - began
+            lasted = time.perf_counter() - began
             figures = (board.draws - draws, board.drawing - drawing, wire.bytes - sent)
         next(ends)
         last = spell(ends, rounds)
-    draws_per_s, share, bytes_per_s = (figure / seconds for figure in figures)
+    draws_per_s, share, bytes_per_s = (figure / lasted for figure in figures)
     return Part((first, last), boards, draws_per_s, share, bytes_per_s, gflops)
 
 
 def spell(ends: Iterator[float], rounds: int) -> Spell:
     """Train some rounds, from the end of one on."""
+    at = [next(ends)]
     before = os.times()
-    seconds = seconds_per_round(ends, rounds)
+    at += islice(ends, rounds)
     after = os.times()
-    processor = after.user + after.system - before.user - before.system
-    return Spell(seconds, processor / (rounds + 1))  # the round whose end is the beginning was trained meanwhile
+    seconds = tuple(end - begin for begin, end in pairwise(at))
+    return Spell(seconds, after.user + after.system - before.user - before.system)
 
 
 def record(adapters: int, parts: Sequence[Part]) -> Record:
-    """Figures for one number of adapters; ``ratio`` is of tokens/s with a board to those without."""
+    """Figures for one number of adapters; ratios are of speeds with a board to those without."""
+    without, with_board = (seconds([getattr(part, side) for part in parts]) for side in ("without", "with_board"))
+    processor = [
+        sum(one.processor_seconds for part in parts for one in getattr(part, side))
+        for side in ("without", "with_board")
+    ]
     return {
         "adapters": adapters,
-        "tokens_per_s": WORK.tokens / median(mean(one.seconds for one in part.without) for part in parts),
-        "board_tokens_per_s": WORK.tokens / median(mean(one.seconds for one in part.with_board) for part in parts),
-        "ratio": median(ratio(part, "seconds") for part in parts),
-        "ratios": [ratio(part, "seconds") for part in parts],
-        "processor_ratio": median(ratio(part, "processor_seconds") for part in parts),
+        "tokens_per_s": WORK.tokens / median(without),
+        "board_tokens_per_s": WORK.tokens / median(with_board),
+        "ratio": median(without) / median(with_board),
+        "fastest_ratio": min(without) / min(with_board),
+        "processor_ratio": processor[0] / processor[1],
         "goal": LEAST,
         "draws_per_s": median(part.draws_per_s for part in parts),
         "drawing": median(part.drawing for part in parts),
@@ -189,14 +196,25 @@ def record(adapters: int, parts: Sequence[Part]) -> Record:
     }
 
 
-def ratio(part: Part, figure: str) -> float:
-    """How much less of ``figure`` the rounds without a board took."""
-    return sum(getattr(one, figure) for one in part.without) / sum(getattr(one, figure) for one in part.with_board)
+def seconds(sides: Sequence[tuple[Spell, Spell]]) -> list[float]:
+    """Of all rounds of one side."""
+    return [second for spells in sides for one in spells for second in one.seconds]
 
 
 def as_table(lines: Sequence[Record]) -> str:
     """Records as text."""
-    header = ("adapters", "tok/s", "with a board", "ratio", "of processor", "goal", "draws/s", "drawing %", "kB/s")
+    header = (
+        "adapters",
+        "tok/s",
+        "with a board",
+        "ratio",
+        "of fastest",
+        "of processor",
+        "goal",
+        "draws/s",
+        "drawing %",
+        "kB/s",
+    )
     return table(header, [cells(line) for line in lines])
 
 
@@ -206,6 +224,7 @@ def cells(line: Record) -> tuple[str | float | None, ...]:
         str(line["adapters"]),
         *(whole(line[name]) for name in ("tokens_per_s", "board_tokens_per_s")),
         line["ratio"],
+        line["fastest_ratio"],
         line["processor_ratio"],
         bound("≥", line["goal"]),
         line["draws_per_s"],
