@@ -129,7 +129,7 @@ def test_a_new_name_reaches_board_and_records(
 ) -> None:
     lab.rename(name, "  pirate & co ")
     assert view(lab, client.model_id).name == "pirate & co"
-    run = tinker.RestClient().get_training_run(client.model_id).result(20)
+    run = tinker.RestClient(base_url=lab.url, api_key=lab.api_key).get_training_run(client.model_id).result(20)
     assert run.user_metadata == {"name": "pirate & co"}
     row = lab._serving().store.records.run(client.model_id)
     assert row is not None
@@ -175,7 +175,7 @@ def test_a_checkpoint_now(lab: Lab, service: tinker.ServiceClient, client: tinke
     lab.resume(name)
     folder = f"tinker://{client.model_id}/weights"
     assert paths == [f"{folder}/lab-step-0002", f"{folder}/lab-step-0002-2", f"{folder}/mine"]
-    listed = tinker.RestClient().list_checkpoints(client.model_id).result(20).checkpoints
+    listed = tinker.RestClient(base_url=lab.url, api_key=lab.api_key).list_checkpoints(client.model_id).result(20).checkpoints
     assert {one.tinker_path for one in listed} == set(paths)
     resumed = service.create_training_client_from_state_with_optimizer(paths[0]).result(60)
     assert train(resumed, 1)[0] == pytest.approx(later.result(60).metrics["loss:sum"], rel=1e-5)
@@ -243,7 +243,7 @@ def test_a_fork_is_trained_by_a_client_of_the_lab(
     sampler = fork.save_weights_and_get_sampling_client().result(60)
     assert sampler.compute_logprobs(types.ModelInput.from_ints(TOKENS)).result(60)[1] < 0
     assert fork.save_state("saved").result(60).path == f"tinker://{fork_id}/weights/saved"
-    run = tinker.RestClient().get_training_run(fork_id).result(20)
+    run = tinker.RestClient(base_url=lab.url, api_key=lab.api_key).get_training_run(fork_id).result(20)
     assert run.user_metadata == {"name": "forked", "forked_from": client.model_id}
     assert view(lab, fork_id).owner != view(lab, client.model_id).owner
     again = lab.fork("forked", "forked again")

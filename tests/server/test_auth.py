@@ -12,6 +12,7 @@ import tinker
 from click.testing import CliRunner
 from tinker import types
 from tinker.cli.__main__ import main_cli
+from tinker.lib.internal_client_holder import sessionless_holder_cache
 
 from tests.server.conftest import serve
 from txlab.config import ServerSettings
@@ -33,6 +34,7 @@ def tinker_cli(server, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("TINKER_BASE_URL", server.url)
     monkeypatch.delenv("TINKER_API_KEY", raising=False)
+    monkeypatch.setattr(sessionless_holder_cache, "_holders", {})  # the SDK's of this process, maybe of another server
     return lambda *arguments: CliRunner().invoke(main_cli, arguments)
 
 
