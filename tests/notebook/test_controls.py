@@ -175,7 +175,8 @@ def test_a_checkpoint_now(lab: Lab, service: tinker.ServiceClient, client: tinke
     lab.resume(name)
     folder = f"tinker://{client.model_id}/weights"
     assert paths == [f"{folder}/lab-step-0002", f"{folder}/lab-step-0002-2", f"{folder}/mine"]
-    listed = tinker.RestClient(base_url=lab.url, api_key=lab.api_key).list_checkpoints(client.model_id).result(20).checkpoints
+    rest = tinker.RestClient(base_url=lab.url, api_key=lab.api_key)
+    listed = rest.list_checkpoints(client.model_id).result(20).checkpoints
     assert {one.tinker_path for one in listed} == set(paths)
     resumed = service.create_training_client_from_state_with_optimizer(paths[0]).result(60)
     assert train(resumed, 1)[0] == pytest.approx(later.result(60).metrics["loss:sum"], rel=1e-5)
