@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -82,6 +82,11 @@ class AdapterView:
     def owner(self) -> str:
         """The session that it belongs to."""
         return self.model_id.partition(":")[0]
+
+
+def metric_names(adapters: Iterable[AdapterView]) -> list[str]:
+    """Names of all their curves: those that every adapter has, then the rest by name."""
+    return [*OWN_CURVES, *sorted({name for one in adapters for name in one.curves}.difference(OWN_CURVES))]
 
 
 class AdapterHistory:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
 from IPython.core.interactiveshell import InteractiveShell
 
-from txlab.engine.adapter_history import OWN_CURVES, AdapterView
+from txlab.engine.adapter_history import AdapterView, metric_names
 from txlab.notebook.lab import Lab
 from txlab.notebook.magics import LabMagics
 from txlab.notebook.samples import BASE
@@ -97,9 +97,7 @@ def _adapters() -> list[str]:
 
 
 def _metrics() -> list[str]:
-    """The names of all curves: those that every adapter has, then the rest by name."""
-    there = {name for one in _views() for name in one.curves}
-    return [*OWN_CURVES, *sorted(there.difference(OWN_CURVES))]
+    return metric_names(_views())
 
 
 def _views() -> tuple[AdapterView, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from html import escape
 from typing import Any
 
-from txlab.engine.adapter_history import OWN_CURVES
+from txlab.engine.adapter_history import metric_names
 from txlab.notebook.views.adapters_html import render_adapters
 from txlab.notebook.views.charts import X_TITLES, Box, board_chart, metric_title
 from txlab.notebook.views.engine_html import render_engine
@@ -58,9 +58,8 @@ def _settings(frame: Frame) -> str:
 
 
 def _metrics(frame: Frame) -> list[str]:
-    """Names of all curves: those that every adapter has, then the rest by name."""
-    there = {name for adapter in frame.view.adapters for name in adapter.curves}
-    return [*OWN_CURVES, *sorted((there | {frame.options.metric}) - set(OWN_CURVES))]
+    """Names of all curves, and of the one that is looked at, which may have no point yet."""
+    return list(dict.fromkeys([*metric_names(frame.view.adapters), frame.options.metric]))
 
 
 def _select(action: str, label: str, chosen: str, names: Mapping[Any, str]) -> str:
