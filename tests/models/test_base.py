@@ -9,8 +9,9 @@ import pytest
 
 from tests.models.tiny import make_tiny
 from txlab.config import DEFAULT_MODEL, ModelSettings
-from txlab.models.base import load_base
+from txlab.models.base import load_base, load_opened, open_model
 from txlab.models.config import UnsupportedModel
+from txlab.models.weights import SafetensorsFolder
 
 
 def test_a_folder(tiny_llama):
@@ -46,3 +47,13 @@ def test_smollm2(smollm2):
     assert smollm2.config.max_context == 8192
     assert smollm2.eos_ids == (2,)
     assert isinstance(smollm2.tokenizer_dir, Path)
+
+
+def test_a_model_is_opened_without_its_weights_being_read(tiny_llama, monkeypatch):
+    settings = ModelSettings(name=str(tiny_llama), max_context=100)
+    with monkeypatch.context() as patch:
+        patch.setattr(SafetensorsFolder, "read", lambda *args: pytest.fail("read a tensor"))
+        opened = open_model(settings)
+    assert (opened.config.max_context, opened.tokenizer_dir) == (100, tiny_llama)
+    assert opened.tokenizer.decode(opened.tokenizer.encode("a word")) == "a word"
+    assert load_opened(opened).parameter_count == load_base(settings).parameter_count

@@ -34,26 +34,48 @@ class BaseModel:
     memory_bytes: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenedModel:
+    """A base model whose files were found and checked, but whose weights still lie on disk."""
+
+    settings: ModelSettings
+    config: ModelConfig
+    tensors: Tensors
+    tokenizer: PreTrainedTokenizerBase
+    tokenizer_dir: Path
+
+
 def load_base(settings: ModelSettings, mesh: Mesh | None = None) -> BaseModel:
     """Find, read and place the model that ``settings`` name; ``mesh`` is one device by default.
 
     Raises ModelNotFound, UnsupportedModel, or WeightsError where its files disagree with its configuration.
     """
-    source = resolve(settings.name, settings)
-    config, tensors, tokenizer_dir = _open(source, settings.cache)
+    return load_opened(open_model(settings), mesh)
+
+
+def open_model(settings: ModelSettings) -> OpenedModel:
+    """Find the model that ``settings`` name and read all but its weights, which is cheap.
+
+    Raises ModelNotFound, UnsupportedModel or WeightsError.
+    """
+    config, tensors, tokenizer_dir = _open(resolve(settings.name, settings), settings.cache)
     if settings.max_context is not None:
         config = replace(config, max_context=min(config.max_context, settings.max_context))
+    return OpenedModel(settings, config, tensors, load_tokenizer(tokenizer_dir), tokenizer_dir)
+
+
+def load_opened(opened: OpenedModel, mesh: Mesh | None = None) -> BaseModel:
+    """Read the weights of an opened model and place them; ``mesh`` is one device by default. Raises WeightsError."""
     mesh = mesh or make_mesh()
-    parameters = load_parameters(config, tensors, mesh, settings.dtype)
-    tokenizer = load_tokenizer(tokenizer_dir)
+    parameters = load_parameters(opened.config, opened.tensors, mesh, opened.settings.dtype)
     return BaseModel(
-        name=settings.name,
-        config=config,
+        name=opened.settings.name,
+        config=opened.config,
         mesh=mesh,
-        decoder=Decoder(config, parameters),
-        tokenizer=tokenizer,
-        tokenizer_dir=tokenizer_dir,
-        eos_ids=_eos_ids(config, tokenizer),
+        decoder=Decoder(opened.config, parameters),
+        tokenizer=opened.tokenizer,
+        tokenizer_dir=opened.tokenizer_dir,
+        eos_ids=_eos_ids(opened.config, opened.tokenizer),
         parameter_count=sum(array.size for array in jax.tree.leaves(parameters)),
         memory_bytes=sum(array.nbytes for array in jax.tree.leaves(parameters)),
     )
