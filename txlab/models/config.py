@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ class UnsupportedModel(ValueError):  # noqa: N818 - says what it is
 class RopeScaling:
     """How rotary frequencies are stretched; fields are those of Hugging Face's ``rope_parameters``."""
 
-    kind: str  # "linear", "llama3" or "yarn"
+    kind: str  # "linear", "llama3", "yarn" or "factors"
     factor: float
     original_context: int  # tokens that the model was first trained for
     low_freq_factor: float = 1.0  # llama3
@@ -37,6 +37,7 @@ class RopeScaling:
     beta_slow: float = 1.0  # yarn
     attention_factor: float | None = None  # yarn; None: 0.1 ln(factor) + 1
     truncate: bool = True  # yarn
+    factors: tuple[float, ...] = ()  # factors: what divides each frequency, as a GGUF file says it
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,39 +98,40 @@ class ModelConfig:
         )
 
     @classmethod
-    def from_gguf(cls, metadata: Mapping[str, Any], tensors: frozenset[str]) -> ModelConfig:
-        """Read GGUF metadata; ``tensors`` are the names that the file holds. Raises UnsupportedModel."""
+    def from_gguf(
+        cls, metadata: Mapping[str, Any], tensors: frozenset[str], rope_factors: Sequence[float] = ()
+    ) -> ModelConfig:
+        """Read GGUF metadata; ``tensors`` are the names that the file holds. Raises UnsupportedModel.
+
+        ``rope_factors`` are what its ``rope_freqs.weight`` holds, as files of Llama 3.1 and later do.
+        """
         arch = metadata["general.architecture"]
         if arch not in GGUF_ARCHITECTURES:
             raise UnsupportedModel("GGUF architecture", arch, tuple(GGUF_ARCHITECTURES))
-        if "rope_freqs.weight" in tensors:
-            raise UnsupportedModel("GGUF tensor", "rope_freqs.weight", ("the same model as a safetensors folder",))
         model = {key.removeprefix(f"{arch}."): value for key, value in metadata.items()}
-        rope = {
-            "rope_type": {"none": "default"}.get(kind := model.get("rope.scaling.type", "none"), kind),
-            "factor": model.get("rope.scaling.factor", 1.0),
-            "original_max_position_embeddings": model.get("rope.scaling.original_context_length"),
-        }
         heads = model["attention.head_count"]
+        head_dim = model.get("attention.key_length", model["embedding_length"] // heads)
+        if model.get("rope.dimension_count", head_dim) != head_dim:
+            raise UnsupportedModel("rope.dimension_count", model["rope.dimension_count"], (f"{head_dim}, of all",))
         return cls(
             architecture=GGUF_ARCHITECTURES[arch],
-            vocab_size=len(metadata["tokenizer.ggml.tokens"]),
+            vocab_size=len(metadata.get("tokenizer.ggml.tokens", ())),
             hidden_size=model["embedding_length"],
             intermediate_size=model["feed_forward_length"],
             num_layers=model["block_count"],
             num_heads=heads,
             num_kv_heads=model.get("attention.head_count_kv", heads),
-            head_dim=model.get("attention.key_length", model["embedding_length"] // heads),
+            head_dim=head_dim,
             max_context=model["context_length"],
             rope_theta=model.get("rope.freq_base", 10000.0),
-            rope_scaling=_rope_scaling(rope, {"max_position_embeddings": model["context_length"]}),
+            rope_scaling=_gguf_rope_scaling(model, tuple(rope_factors)),
             rms_norm_eps=model["attention.layer_norm_rms_epsilon"],
             tie_word_embeddings="output.weight" not in tensors,
             qkv_bias="blk.0.attn_q.bias" in tensors,
             o_bias="blk.0.attn_output.bias" in tensors,
             qk_norm="blk.0.attn_q_norm.weight" in tensors,
             bos_ids=_ids(metadata.get("tokenizer.ggml.bos_token_id")),
-            eos_ids=_ids(metadata.get("tokenizer.ggml.eos_token_id")),
+            eos_ids=_ids(*(metadata.get(f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot", "eom"))),
         )
 
 
@@ -193,6 +195,21 @@ def _rope_scaling(rope: Mapping[str, Any], config: Mapping[str, Any]) -> RopeSca
     names = ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor", "truncate")
     given = {name: rope[name] for name in names if rope.get(name) is not None}
     return RopeScaling(kind, float(rope["factor"]), original, **given)
+
+
+def _gguf_rope_scaling(model: Mapping[str, Any], factors: tuple[float, ...]) -> RopeScaling | None:
+    context = model["context_length"]
+    kind = model.get("rope.scaling.type", "none")
+    if factors and kind == "none":
+        return RopeScaling("factors", 1.0, context, factors=factors)
+    if factors:
+        raise UnsupportedModel("rope_freqs.weight with rope scaling", kind, ("rope_freqs.weight alone",))
+    rope = {
+        "rope_type": "default" if kind == "none" else kind,
+        "factor": model.get("rope.scaling.factor", 1.0),
+        "original_max_position_embeddings": model.get("rope.scaling.original_context_length"),
+    }
+    return _rope_scaling(rope, {"max_position_embeddings": context})
 
 
 def _ids(*values: int | list[int] | None) -> tuple[int, ...]:
