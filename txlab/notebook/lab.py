@@ -343,11 +343,12 @@ def load_model(settings: Settings) -> BaseModel:
     from txlab.models.base import load_base
     from txlab.models.config import UnsupportedModel
     from txlab.models.sources import ModelNotFound
+    from txlab.models.tokenizer import TokenizerError
     from txlab.models.weights import WeightsError
 
     try:
         return load_base(settings.model)
-    except (ModelNotFound, UnsupportedModel, WeightsError) as error:
+    except (ModelNotFound, UnsupportedModel, TokenizerError, WeightsError) as error:
         raise TxlabError(str(error)) from None
 
 
