@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
 
 from txlab.config import DEFAULT_MODEL, ModelSettings
 from txlab.models.progress import progress
+from txlab.models.tokenizer import file_names, missing_tokenizer
 from txlab.models.weights import WeightsError, safetensors_files
 
 HUB_FILES = (
@@ -113,8 +114,8 @@ def _local(name: str, settings: ModelSettings) -> Path:
         return path
     if not path.is_dir():
         raise ModelNotFound("no such folder")
-    if not (path / "config.json").exists():
-        raise ModelNotFound(f"{path} has no config.json")
+    if "config.json" not in (names := file_names(path)):
+        raise ModelNotFound(f"{path} has {_lacking(names)}")
     return path
 
 
@@ -132,16 +133,22 @@ def _hub_cache(name: str, settings: ModelSettings) -> Path:
         raise ModelNotFound("not a name of the form owner/model") from None
     except LocalEntryNotFoundError:
         raise ModelNotFound("holds nothing of that name") from None
-    try:
-        safetensors_files(folder)
-    except WeightsError as error:
-        raise ModelNotFound(f"holds only parts of it ({error})") from None
+    lacking = _lacking(file_names(folder))
+    if not lacking:
+        try:
+            safetensors_files(folder)
+        except WeightsError as error:
+            lacking = str(error)
+    if lacking:
+        raise ModelNotFound(f"holds only parts of it ({lacking})")
     return folder
 
 
 def _hub(name: str, settings: ModelSettings) -> Path:
     try:
-        HfApi().model_info(name, timeout=HUB_SECONDS)  # one quick question before a download that would retry for long
+        info = HfApi().model_info(name, timeout=HUB_SECONDS)  # a quick question before a download that retries for long
+        if lacking := _lacking({file.rfilename for file in info.siblings or ()}):
+            raise ModelNotFound(f"its repository has {lacking}")
         return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
     except HFValidationError:
         raise ModelNotFound("not a name of the form owner/model") from None
@@ -151,6 +158,17 @@ def _hub(name: str, settings: ModelSettings) -> Path:
         raise ModelNotFound("knows no public model of that name (a private one needs `hf auth login`)") from None
     except (HfHubHTTPError, HTTPError, OSError) as error:
         raise ModelNotFound(f"cannot be reached ({str(error).splitlines()[0] or type(error).__name__})") from None
+
+
+def _lacking(names: Collection[str]) -> str:
+    """What is not among the files of a model in Hugging Face's format; empty where all are there."""
+    if "config.json" not in names:
+        gguf = sorted(name for name in names if name.endswith(".gguf"))
+        return "no config.json" + (f", but GGUF files ({', '.join(gguf[:5])}): pass the path of one" if gguf else "")
+    if not any(name.endswith(".safetensors") for name in names):
+        return "no model.safetensors (weights are read from safetensors files only)"
+    problem = missing_tokenizer(names)
+    return f"no tokenizer: {problem}" if problem else ""
 
 
 def _wheel(name: str, settings: ModelSettings) -> Path:

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def load_tokenizer(folder: Path, cache: Path) -> tuple[PreTrainedTokenizerBase, 
     ``tokenizer.json`` is what counts: where the class that the folder names reads it otherwise than it says, as of
     many distilled models, it is loaded as the generic class, and saved so below ``cache``. Raises TokenizerError.
     """
-    if problem := missing_tokenizer(folder):
+    if problem := missing_tokenizer(file_names(folder)):
         raise TokenizerError(f"{folder} has no tokenizer: {problem}")
     file = folder / "tokenizer.json"
     own = _read(file) if file.exists() else None
@@ -64,14 +64,19 @@ def load_tokenizer(folder: Path, cache: Path) -> tuple[PreTrainedTokenizerBase, 
     return AutoTokenizer.from_pretrained(saved, local_files_only=True), saved
 
 
-def missing_tokenizer(folder: Path) -> str:
-    """What a Hugging Face folder lacks for a tokenizer; empty where it has one."""
-    if (folder / "tokenizer.json").exists():
+def file_names(folder: Path) -> set[str]:
+    """Files of a folder, without links to what is not there."""
+    return {path.name for path in folder.iterdir() if path.exists()}
+
+
+def missing_tokenizer(names: Collection[str]) -> str:
+    """What the files of a Hugging Face folder lack for a tokenizer; empty where it is there."""
+    if "tokenizer.json" in names:
         return ""
-    vocabulary = [name for name in ("vocab.json", "merges.txt") if (folder / name).exists()]
+    vocabulary = [name for name in ("vocab.json", "merges.txt") if name in names]
     if len(vocabulary) == 2:
         return ""
-    if (folder / "tokenizer.model").exists():
+    if "tokenizer.model" in names:
         if find_spec("sentencepiece"):
             return ""
         return (
