@@ -32,6 +32,7 @@ from txlab.notebook.report import Reports
 from txlab.notebook.runs import Inventory
 from txlab.notebook.samples import Sampling
 from txlab.notebook.served import Served
+from txlab.notebook.served_tokenizer import served_tokenizer
 from txlab.notebook.steering import board_controls
 from txlab.notebook.texts import Text
 from txlab.notebook.views.frame import BoardOptions
@@ -97,6 +98,7 @@ class Lab(Access, OwnLosses, Sampling, Exchange, Reports, Faces, Histories, Cont
         self._served = self._launch(base, listener, replace(server, port=port, api_key=self.api_key), stack)
         self._pins = Pins(self._bus, self._served.engine)
         stack.callback(self._pins.close)
+        stack.enter_context(served_tokenizer(self.model, base.tokenizer_dir))
         stack.enter_context(announce(self.url))
         stack.enter_context(environment({"TINKER_BASE_URL": self.url, "TINKER_API_KEY": self.api_key}))
 
