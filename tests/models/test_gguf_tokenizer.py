@@ -134,6 +134,19 @@ def test_unused_tokens_keep_the_ids_of_others_in_place_and_are_no_text(typed):
     assert tokenizer.decode(tokenizer.encode("[PAD0]", add_special_tokens=False)) == "[PAD0]"
 
 
+def test_byte_tokens_stand_for_their_byte():
+    entries = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": ["a", "<0xC3>", "<0xA9>", "<0x61>"],
+        "tokenizer.ggml.token_type": [NORMAL, BYTE, BYTE, BYTE],
+        "tokenizer.ggml.merges": [],
+    }
+    tokenizer = build_gguf_tokenizer(entries)
+    assert tokenizer.encode("aé", add_special_tokens=False) == [0, 1, 2]
+    assert tokenizer.decode([1, 2, 0]) == "éa"
+
+
 def test_tokens_of_a_file_without_kinds_are_normal():
     entries = metadata(train(_GPT2), "gpt-2", {"<|begin|>": NORMAL}, bos_token_id=500)
     del entries["tokenizer.ggml.token_type"]

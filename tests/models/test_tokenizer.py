@@ -137,23 +137,27 @@ def test_a_folder_whose_class_reads_its_file_right_is_for_clients_as_well(tmp_pa
 TEMPLATE = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
 
 
-@pytest.mark.parametrize("place", ["tokenizer_config.json", "chat_template.jinja"])
+@pytest.mark.parametrize("place", ["tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json"])
 def test_what_goes_with_the_file_is_kept(tmp_path, caplog, place):
     own = byte_level()
     own.add_special_tokens(["<|im_start|>"])
     begin = ("<|im_start|>", own.token_to_id("<|im_start|>"))
     own.post_processor = processors.TemplateProcessing(single="<|im_start|> $A", special_tokens=[begin])
     folder = save(own, tmp_path / "model", "llama", tokenizer_class="LlamaTokenizerFast")
-    if place == "chat_template.jinja":
-        (folder / place).write_text(TEMPLATE)
+    if place != "tokenizer_config.json":
+        (folder / "chat_template.jinja").write_text(TEMPLATE)
     else:
         config = json.loads((folder / place).read_text()) | {"chat_template": TEMPLATE, "pad_token": "<|im_end|>"}
         (folder / place).write_text(json.dumps(config))
+    if place == "special_tokens_map.json":  # as transformers 4 writes it
+        whole = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+        (folder / place).write_text(json.dumps({"eos_token": {"content": "<|im_end|>"} | whole}))
     with caplog.at_level(logging.WARNING):
         _, for_clients = load_tokenizer(folder, tmp_path / "cache")
     assert for_clients.parent == tmp_path / "cache" / "tokenizers"
     assert "tokenizer.json is read as it stands" in caplog.text
     clients = AutoTokenizer.from_pretrained(for_clients, local_files_only=True)
+    assert clients.eos_token == "<|im_end|>"
     chat = [{"role": "user", "content": "hi"}]
     assert clients.apply_chat_template(chat, tokenize=False) == "[hi]"
     assert clients.decode(clients.encode("a b")) == "<|im_start|>a b"

@@ -10,6 +10,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from txlab.models.config import UnsupportedModel
 
@@ -86,9 +87,9 @@ def build_gguf_tokenizer(metadata: Mapping[str, Any]) -> PreTrainedTokenizerFast
     """A byte-level BPE from GGUF metadata. Raises UnsupportedModel for other kinds."""
     _refuse_others(metadata)
     words = _words(metadata.get("tokenizer.ggml.pre"))
-    tokens = metadata["tokenizer.ggml.tokens"]
+    kinds = _kinds(metadata["tokenizer.ggml.tokens"], metadata.get("tokenizer.ggml.token_type"))
+    tokens = _byte_level(metadata["tokenizer.ggml.tokens"], kinds)
     merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
-    kinds = _kinds(tokens, metadata.get("tokenizer.ggml.token_type"))
     vocabulary = _vocabulary(tokens, kinds, merges)
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=words.ignore_merges))
     if words.nfc:
@@ -134,6 +135,15 @@ def _kinds(tokens: Sequence[str], types: Sequence[int] | None) -> list[int]:
     """Kind of each token; a file without types has normal ones only."""
     kinds = types if types is not None else [_Kind.NORMAL] * len(tokens)
     return [_Kind.CONTROL if token in _ENDS else kind for token, kind in zip(tokens, kinds, strict=True)]
+
+
+def _byte_level(tokens: Sequence[str], kinds: Sequence[int]) -> list[str]:
+    """Tokens with those of single bytes spelled as byte-level BPE spells a byte, where no other token is."""
+    taken, spelling = set(tokens), bytes_to_unicode()
+    spelled = {f"<0x{byte:02X}>": character for byte, character in spelling.items() if character not in taken}
+    return [
+        spelled.get(token, token) if kind == _Kind.BYTE else token for token, kind in zip(tokens, kinds, strict=True)
+    ]
 
 
 def _vocabulary(tokens: Sequence[str], kinds: Sequence[int], merges: Sequence[tuple[str, ...]]) -> dict[str, int]:

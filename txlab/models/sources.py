@@ -147,7 +147,8 @@ def _hub_cache(name: str, settings: ModelSettings) -> Path:
 def _hub(name: str, settings: ModelSettings) -> Path:
     try:
         info = HfApi().model_info(name, timeout=HUB_SECONDS)  # a quick question before a download that retries for long
-        if lacking := _lacking({file.rfilename for file in info.siblings or ()}):
+        names = {file.rfilename for file in info.siblings or ()}
+        if names and (lacking := _lacking(names)):
             raise ModelNotFound(f"its repository has {lacking}")
         return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
     except HFValidationError:

@@ -130,7 +130,7 @@ def save_gguf_tokenizer(metadata: Mapping[str, Any], cache: Path) -> Path:
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, cache: Path, name: str) -> Path:
     """Folder below ``cache`` that ``AutoTokenizer.from_pretrained`` loads; written once for each tokenizer."""
     content = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map]
-    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:12]
     folder = cache / "tokenizers" / f"{re.sub('[^A-Za-z0-9._-]+', '-', name)}-{digest}"
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
