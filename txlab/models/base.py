@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from txlab.config import ModelSettings
-from txlab.models.config import ModelConfig
+from txlab.models.config import ModelConfig, known_ids
 from txlab.models.decoder import Decoder
+from txlab.models.detokenizer import vocabulary_of
 from txlab.models.mesh import make_mesh
 from txlab.models.sources import Source, resolve
 from txlab.models.tokenizer import load_tokenizer, save_gguf_tokenizer
@@ -61,7 +62,9 @@ def open_model(settings: ModelSettings) -> OpenedModel:
     config, tensors, tokenizer_dir = _open(resolve(settings.name, settings), settings.cache)
     if settings.max_context is not None:
         config = replace(config, max_context=min(config.max_context, settings.max_context))
-    return OpenedModel(settings, config, tensors, load_tokenizer(tokenizer_dir), tokenizer_dir)
+    tokenizer = load_tokenizer(tokenizer_dir)
+    vocabulary_of(tokenizer)  # refuses one whose texts could not be told bit by bit
+    return OpenedModel(settings, config, tensors, tokenizer, tokenizer_dir)
 
 
 def load_opened(opened: OpenedModel, mesh: Mesh | None = None) -> BaseModel:
@@ -97,5 +100,5 @@ def _open(source: Source, cache: Path) -> tuple[ModelConfig, Tensors, Path]:
 
 def _eos_ids(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Tokens that end a turn: those of the configuration, and the tokenizer's own."""
-    own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    own = known_ids("the tokenizer's eos token", config.vocab_size, tokenizer.eos_token_id)
     return tuple(dict.fromkeys((*config.eos_ids, *own)))
