@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from itertools import pairwise
-from os.path import commonprefix
 
 import pytest
 from tokenizers import decoders
@@ -12,13 +11,30 @@ from transformers import PreTrainedTokenizerBase
 from transformers.models.byt5 import ByT5Tokenizer
 
 from tests.models.tiny import make_tokenizer
-from tests.models.tokenizers import make_sentencepiece_tokenizer, make_worded_tokenizer
+from tests.models.tokenizers import less, make_sentencepiece_tokenizer, make_worded_tokenizer
 from txlab.models.config import UnsupportedModel
 from txlab.models.detokenizer import Detokenizer, Vocabulary, vocabulary_of
 
 SENTENCEPIECE = ("llama", "metaspace", "gemma")
 KINDS = ("tiny", "smollm2", *SENTENCEPIECE, "wordpiece", "bare", "deep")
-CHARACTERS = ("a", "b", " ", "  ", "\n", "\t", "é", "e\u0301", "€", "日", "😀", "👨‍👩‍👧", "🇫🇷", "\ufffd", "<|im_end|>", "the")
+CHARACTERS = (
+    "a",
+    "b",
+    " ",
+    "  ",
+    "\n",
+    "\t",
+    "é",
+    "e\u0301",
+    "€",
+    "日",
+    "😀",
+    "👨‍👩‍👧",
+    "🇫🇷",
+    "\ufffd",
+    "<|im_end|>",
+    "the",
+)
 PADDING = 8  # rows of a model's vocabulary beyond the tokenizer's
 
 
@@ -54,11 +70,6 @@ def draw(rng: random.Random, tokenizer: PreTrainedTokenizerBase, most: int) -> l
 
 def decode(tokenizer: PreTrainedTokenizerBase, tokens: list[int], special: bool = False) -> str:
     return tokenizer.decode(tokens, skip_special_tokens=not special, clean_up_tokenization_spaces=False)
-
-
-def less(whole: str, before: str) -> str:
-    """``whole`` without ``before``; a character that a prompt began is told with the text."""
-    return whole[len(commonprefix([whole, before])) :]
 
 
 @pytest.mark.parametrize("special", [False, True])
@@ -206,10 +217,10 @@ def test_one_vocabulary_for_a_tokenizer(tokenizer):
     ],
 )
 def test_decoders_whose_texts_cannot_be_cut_are_refused(decoder):
-    with pytest.raises(UnsupportedModel, match="tokenizer decoder.*ByteLevel"):
+    with pytest.raises(UnsupportedModel, match=r"tokenizer decoder.*ByteLevel"):
         vocabulary_of(make_worded_tokenizer(["a"], decoder))
 
 
 def test_a_tokenizer_in_python_is_refused():
-    with pytest.raises(UnsupportedModel, match="ByT5Tokenizer.*tokenizer.json"):
+    with pytest.raises(UnsupportedModel, match=r"ByT5Tokenizer.*tokenizer\.json"):
         vocabulary_of(ByT5Tokenizer())

@@ -55,6 +55,12 @@ def make_worded_tokenizer(words: Sequence[str], decoder: decoders.Decoder | None
     return _named(raw)
 
 
+def less(whole: str, before: str) -> str:
+    """What a text adds to that of its prompt; a character that the prompt began is told with the text."""
+    differ = (i for i, (one, other) in enumerate(zip(whole, before, strict=False)) if one != other)
+    return whole[next(differ, min(len(whole), len(before))) :]
+
+
 def _named(raw: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=raw,

@@ -47,7 +47,8 @@ class StopSearch:
     def first(self, tokens: Sequence[int]) -> int | None:
         """Look at the next tokens of the sequence: how many of them there are when a string first appears."""
         for count, token in enumerate(tokens if self._looks else (), 1):
-            if any([look.found(token) for look in self._looks]):  # each has to hear of every token
+            found = [look.found(token) for look in self._looks]  # each has to hear of every token
+            if any(found):
                 return count
         return None
 

@@ -205,7 +205,7 @@ def known_ids(name: str, vocab_size: int, *values: Any) -> tuple[int, ...]:
     What is no token of the model, as published files have it, is left out with a line in the log.
     """
 
-    def is_token(value: object) -> bool:
+    def is_token(value: Any) -> bool:
         return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= value < vocab_size
 
     flat = [i for value in values for i in (value if isinstance(value, list) else [value]) if i is not None]

@@ -12,7 +12,6 @@ import re
 from codecs import getincrementaldecoder
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from os.path import commonprefix
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -24,7 +23,14 @@ if TYPE_CHECKING:
 BROKEN = "\ufffd"  # stands for bytes that are no character
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # how SentencePiece writes a byte that no piece has
-_LOCAL = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace", "WordPiece"}  # steps that look at one token at a time
+_LOCAL = {
+    "Replace",
+    "ByteFallback",
+    "Fuse",
+    "Strip",
+    "Metaspace",
+    "WordPiece",
+}  # steps that look at one token at a time
 _SUPPORTED = ("ByteLevel", *sorted(_LOCAL))
 _vocabularies: WeakKeyDictionary[PreTrainedTokenizerBase, Vocabulary] = WeakKeyDictionary()
 
@@ -63,9 +69,7 @@ class Vocabulary:
     def decode(self, tokens: Iterable[int], *, special: bool = False) -> str:
         """The text of tokens, with special ones where ``special``; nothing is tidied up."""
         ids = [int(token) for token in tokens]
-        return str(
-            self._tokenizer.decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False)
-        )
+        return str(self._tokenizer.decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False))
 
     def pieces(
         self, tokens: Iterable[int], prompt: Sequence[int] = (), *, special: bool = False, growing: bool = False
@@ -345,7 +349,7 @@ class _Opening:
         whole = self._vocabulary.decode(self.tokens, special=self._special)
         if not last and not whole:
             return None
-        text = whole[len(commonprefix((whole, self._before))) :]
+        text = _less(whole, self._before)
         missing = sum(map(len, self.parts)) - len(text)
         own: list[str] = []
         swallowed: dict[int, str] = {}
@@ -359,6 +363,12 @@ class _Opening:
         if own:
             own[0] = text[: len(text) - sum(map(len, own))] + own[0]  # bytes of the prompt that turned out wrong
         return own, swallowed
+
+
+def _less(whole: str, before: str) -> str:
+    """``whole`` from where it is not ``before`` any more."""
+    differ = (i for i, (one, other) in enumerate(zip(whole, before, strict=False)) if one != other)
+    return whole[next(differ, min(len(whole), len(before))) :]
 
 
 def _decoder_steps(backend: Any) -> list[dict[str, Any]]:

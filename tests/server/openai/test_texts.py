@@ -116,7 +116,9 @@ def test_the_chats_logprob_bytes_are_its_text(lab):
             assert token.token.startswith("bytes:") or bytes(token.bytes).decode() == token.token
 
 
-@pytest.mark.parametrize("text", ["The capital of France", " two  spaces", "A 😀 naïve\n日本\n", "e\u0301 <|im_end|> x"])
+@pytest.mark.parametrize(
+    "text", ["The capital of France", " two  spaces", "A 😀 naïve\n日本\n", "e\u0301 <|im_end|> x"]
+)
 def test_echo_is_the_prompt_as_it_was_written(lab, text):
     choice = complete(lab, 1, prompt=text, echo=True, logprobs=1, max_tokens=8).choices[0]
     prompt = lab.tokenizer.encode(text)
