@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.models.tiny import make_tiny
+from tests.models.tiny import make_tiny, make_tokenizer
 from txlab.config import DEFAULT_MODEL, ModelSettings
 from txlab.models.base import load_base, load_opened, open_model
 from txlab.models.config import UnsupportedModel
@@ -33,6 +33,15 @@ def test_every_eos_is_known(tmp_path):
     folder = make_tiny(tmp_path / "model")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 2]}))
     assert load_base(ModelSettings(name=str(folder))).eos_ids == (7, 2)
+
+
+def test_an_end_token_that_the_model_has_no_row_for_is_left_out(tmp_path, caplog):
+    folder = make_tiny(tmp_path / "model", vocab_size=300)
+    tokenizer = make_tokenizer(300)
+    tokenizer.add_special_tokens({"eos_token": "<|beyond|>"})
+    tokenizer.save_pretrained(folder)
+    assert load_base(ModelSettings(name=str(folder))).eos_ids == (2,)
+    assert "the tokenizer's eos token: left out 300: tokens of this model are 0 … 299" in caplog.messages
 
 
 def test_an_unsupported_architecture_is_refused_before_weights_are_read(tmp_path):

@@ -76,3 +76,24 @@ def test_an_unused_window_is_no_window():
 def test_gguf_of_another_architecture_is_refused():
     with pytest.raises(UnsupportedModel, match=r"GGUF architecture 'mamba'.*llama, qwen2, qwen3"):
         ModelConfig.from_gguf({"general.architecture": "mamba"}, frozenset())
+
+
+def test_ids_that_are_no_tokens_are_left_out_and_told(caplog):
+    """Published files name ids beyond the vocabulary, negative ones, and worse."""
+    given = {"eos_token_id": [9, 151645, -1, None, True, "2", 2.0, [3]], "bos_token_id": 100}
+    config = ModelConfig.from_hf(LLAMA, given)
+    assert (config.bos_ids, config.eos_ids) == ((1,), (9, 2, 7))
+    assert [record.message for record in caplog.records] == [
+        "bos_token_id: left out 100: tokens of this model are 0 … 99",
+        "eos_token_id: left out 151645, -1, True, '2', 2.0, [3]: tokens of this model are 0 … 99",
+    ]
+
+
+@pytest.mark.parametrize("value", [None, -1, 100, False, "</s>", {}])
+def test_one_id_that_is_no_token(value):
+    assert ModelConfig.from_hf(LLAMA | {"eos_token_id": value}).eos_ids == ()
+
+
+def test_known_ids_say_nothing(caplog):
+    assert ModelConfig.from_hf(LLAMA, {"eos_token_id": [2, 0, 99]}).eos_ids == (2, 0, 99, 7)
+    assert not caplog.records

@@ -21,9 +21,11 @@ from txlab.lora.state import LoraConfig
 from txlab.notebook.views.frame import Frame, make_frame
 
 
-def decode(tokens: Sequence[int]) -> str:
+def decode(
+    tokens: Sequence[int], prompt: Sequence[int] = (), *, special: bool = False, growing: bool = False
+) -> list[str]:
     """A token is a character."""
-    return "".join(map(chr, tokens))
+    return list(map(chr, tokens))
 
 
 def encode(text: str) -> np.ndarray:

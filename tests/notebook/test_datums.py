@@ -88,7 +88,7 @@ def test_thousands_take_little_room() -> None:
 )
 def test_what_is_no_datum_is_refused(wrong: object, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = Lab(Settings())
-    monkeypatch.setattr(lab, "decode", decode)
+    monkeypatch.setattr(Lab, "_pieces", staticmethod(decode))
     with pytest.raises(TxlabError, match=message):
         lab.show(wrong)  # type: ignore[arg-type]
 

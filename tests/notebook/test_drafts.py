@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tests.models.tokenizers import less
 from tests.notebook.parts import SECONDS, Parts, running, watch_batches
 from txlab.engine.bus import AdapterView
 from txlab.engine.requests import DropSnapshot, UnloadAdapter
 from txlab.lora.state import LoraConfig
-from txlab.notebook.drafts import Draft, Source, decode, find_sources, make_ask, to_request, wait_for
+from txlab.notebook.drafts import Draft, Source, find_sources, make_ask, to_request, wait_for
 from txlab.notebook.errors import TxlabError
 
 EVERYONE = (Source(), Source("one", "one"), Source("two", "two"))
@@ -111,9 +114,18 @@ def test_a_chat_turn_ends_where_the_answer_begins(parts: Parts, monkeypatch: pyt
     assert request.prompt.tolist() == tokenizer.encode("one two three")
 
 
-def test_texts_are_without_special_tokens(parts: Parts) -> None:
+@pytest.mark.parametrize("seed", range(4))
+def test_texts_are_decoded_after_the_prompt_without_special_tokens(parts: Parts, seed: int) -> None:
     tokenizer = parts.engine.base.tokenizer
-    assert decode(tokenizer, [*tokenizer.encode("one two"), tokenizer.eos_token_id]) == "one two"
+    request = to_request(parts.engine, make_ask("one é two", max_tokens=80, stop=[], seed=seed))
+    request = replace(request, prompt=request.prompt[:-5])  # within a character, too
+    draft = Draft(parts.engine, request, Source())
+    tokens = draft.result().sequences[0].tokens
+    whole, before = (
+        tokenizer.decode(ids, skip_special_tokens=True)
+        for ids in (np.concatenate((request.prompt, tokens)), request.prompt)
+    )
+    assert draft.texts(tokenizer) == (less(whole, before),)
 
 
 def test_sources_by_name() -> None:

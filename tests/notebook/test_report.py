@@ -148,7 +148,7 @@ def test_what_is_logged_ahead_of_a_step_is_drawn_in_the_order_of_steps() -> None
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     """A lab that never ran, whose bus has been told of two adapters, the second unloaded without a step."""
     lab = Lab(Settings(store=StoreSettings(tmp_path / "root")))
-    monkeypatch.setattr(lab, "decode", decode)
+    monkeypatch.setattr(Lab, "_pieces", staticmethod(decode))
     train(lab._bus, "pupil", 3)
     lab._bus.publish(AdapterCreated("idler", "idler", LoraConfig(8), 1))
     lab._bus.publish(StateChanged("idler", "unloaded"))

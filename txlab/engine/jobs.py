@@ -12,7 +12,7 @@ import numpy as np
 from txlab.engine.drawing import Draws
 from txlab.engine.prompt_scores import PromptScores
 from txlab.engine.requests import Sample, SampledSequence, SampleResult, TopLogprobs
-from txlab.engine.stops import StopStrings
+from txlab.engine.stops import StopSearch
 from txlab.lora.adapter import Adapter
 from txlab.lora.bank import Snapshot
 
@@ -28,7 +28,6 @@ class Job:
     snapshot: Snapshot | None  # None: the base
     seed: int
     stop_ids: tuple[int, ...]
-    stop_strings: StopStrings
     scores: PromptScores
     hit_tokens: int = 0  # of the prompt that were not computed for it
     started: float = field(default_factory=time.monotonic)
@@ -72,6 +71,7 @@ class Sequence:
 
     job: Job
     index: int
+    stop_strings: StopSearch
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     top: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)  # per token: ids (k,), logprobs (k,)
@@ -111,8 +111,9 @@ class Sequence:
         if k := self.job.request.topk_sample_logprobs:
             # Copies: a view would keep the arrays of the whole batch.
             self.top += zip(drawn.top_ids[:, :k].copy(), drawn.top_logprobs[:, :k].copy(), strict=True)
-        end = self.job.stop_strings.first(self.tokens, seen)
+        end = self.stop_strings.first(self.tokens[seen:])
         if end is not None:
+            end += seen
             del self.tokens[end:], self.logprobs[end:], self.top[end:]
             self.stop_reason = "stop"
         elif self.tokens and self.tokens[-1] in self.job.stop_ids:

@@ -96,9 +96,10 @@ class Sampler:
         seed = secrets.randbits(63) if params.seed is None else params.seed % 2**64
         stops = self._base.eos_ids if params.stop is None else params.stop
         ids = tuple(stop for stop in stops if isinstance(stop, int))
-        strings = StopStrings([stop for stop in stops if isinstance(stop, str)], self._base.tokenizer)
-        job = Job(next(self._numbers), request, snapshot, seed, ids, strings, PromptScores(request))
-        job.sequences = [Sequence(job, index) for index in range(request.num_samples)]
+        strings = [stop for stop in stops if isinstance(stop, str)]
+        stop_strings = StopStrings(strings, self._base.tokenizer, request.prompt)
+        job = Job(next(self._numbers), request, snapshot, seed, ids, PromptScores(request))
+        job.sequences = [Sequence(job, index, stop_strings.search()) for index in range(request.num_samples)]
         self._waiting.extend(job.sequences)
         return job
 

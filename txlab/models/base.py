@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from txlab.config import ModelSettings
-from txlab.models.config import ModelConfig
+from txlab.models.config import ModelConfig, known_ids
 from txlab.models.decoder import Decoder
+from txlab.models.detokenizer import vocabulary_of
 from txlab.models.mesh import make_mesh
 from txlab.models.sources import Source, resolve
 from txlab.models.tokenizer import check_vocabulary, load_tokenizer, save_gguf_tokenizer
@@ -62,6 +63,7 @@ def open_model(settings: ModelSettings) -> OpenedModel:
     check_vocabulary(tokenizer, config.vocab_size, tokenizer_dir)
     if settings.max_context is not None:
         config = replace(config, max_context=min(config.max_context, settings.max_context))
+    vocabulary_of(tokenizer)  # refuses one whose texts could not be told bit by bit
     return OpenedModel(settings, config, tensors, tokenizer, tokenizer_dir)
 
 
@@ -104,5 +106,5 @@ def _open_gguf(path: Path, cache: Path) -> tuple[ModelConfig, Tensors, PreTraine
 
 def _eos_ids(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Tokens that end a turn: those of the configuration, and the tokenizer's own."""
-    own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    own = known_ids("the tokenizer's eos token", config.vocab_size, tokenizer.eos_token_id)
     return tuple(dict.fromkeys((*config.eos_ids, *own)))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -13,6 +15,8 @@ GGUF_ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 UNEMBED = ("lm_head",)
+
+log = logging.getLogger(__name__)
 
 BLOCK = 128  # queries, and keys, that attention takes at once: fastest on CPU
 
@@ -93,8 +97,8 @@ class ModelConfig:
             qkv_bias=biased or qwen2,
             o_bias=biased and not qwen2,
             qk_norm=architecture == "Qwen3ForCausalLM",
-            bos_ids=_ids(generation.get("bos_token_id"), config.get("bos_token_id")),
-            eos_ids=_ids(generation.get("eos_token_id"), config.get("eos_token_id")),
+            bos_ids=_ids("bos_token_id", config["vocab_size"], generation, config),
+            eos_ids=_ids("eos_token_id", config["vocab_size"], generation, config),
         )
 
     @classmethod
@@ -109,13 +113,14 @@ class ModelConfig:
         if arch not in GGUF_ARCHITECTURES:
             raise UnsupportedModel("GGUF architecture", arch, tuple(GGUF_ARCHITECTURES))
         model = {key.removeprefix(f"{arch}."): value for key, value in metadata.items()}
+        vocab_size = len(metadata.get("tokenizer.ggml.tokens", ()))
         heads = model["attention.head_count"]
         head_dim = model.get("attention.key_length", model["embedding_length"] // heads)
         if model.get("rope.dimension_count", head_dim) != head_dim:
             raise UnsupportedModel("rope.dimension_count", model["rope.dimension_count"], (f"{head_dim}, of all",))
         return cls(
             architecture=GGUF_ARCHITECTURES[arch],
-            vocab_size=len(metadata.get("tokenizer.ggml.tokens", ())),
+            vocab_size=vocab_size,
             hidden_size=model["embedding_length"],
             intermediate_size=model["feed_forward_length"],
             num_layers=model["block_count"],
@@ -130,8 +135,8 @@ class ModelConfig:
             qkv_bias="blk.0.attn_q.bias" in tensors,
             o_bias="blk.0.attn_output.bias" in tensors,
             qk_norm="blk.0.attn_q_norm.weight" in tensors,
-            bos_ids=_ids(metadata.get("tokenizer.ggml.bos_token_id")),
-            eos_ids=_ids(*(metadata.get(f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot", "eom"))),
+            bos_ids=_ids("tokenizer.ggml.bos_token_id", vocab_size, metadata),
+            eos_ids=_gguf_ends(vocab_size, metadata),
         )
 
 
@@ -212,7 +217,26 @@ def _gguf_rope_scaling(model: Mapping[str, Any], factors: tuple[float, ...]) -> 
     return _rope_scaling(rope, {"max_position_embeddings": context})
 
 
-def _ids(*values: int | list[int] | None) -> tuple[int, ...]:
-    """Every token id in ``values``, once, in order."""
+def _gguf_ends(vocab_size: int, metadata: Mapping[str, Any]) -> tuple[int, ...]:
+    """Tokens that end a text, a turn or a message."""
+    ids = [_ids(f"tokenizer.ggml.{end}_token_id", vocab_size, metadata) for end in ("eos", "eot", "eom")]
+    return tuple(dict.fromkeys(i for some in ids for i in some))
+
+
+def known_ids(name: str, vocab_size: int, *values: Any) -> tuple[int, ...]:
+    """Every token id in ``values``, ids or lists of them, once and in order.
+
+    What is no token of the model, as published files have it, is left out with a line in the log.
+    """
+
+    def is_token(value: Any) -> bool:
+        return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= value < vocab_size
+
     flat = [i for value in values for i in (value if isinstance(value, list) else [value]) if i is not None]
-    return tuple(dict.fromkeys(flat))
+    if strange := list(dict.fromkeys(repr(i) for i in flat if not is_token(i))):
+        log.warning("%s: left out %s: tokens of this model are 0 … %d", name, ", ".join(strange), vocab_size - 1)
+    return tuple(dict.fromkeys(int(i) for i in flat if is_token(i)))
+
+
+def _ids(name: str, vocab_size: int, *files: Mapping[str, Any]) -> tuple[int, ...]:
+    return known_ids(name, vocab_size, *(file.get(name) for file in files))

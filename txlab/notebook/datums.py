@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from txlab.engine.requests import Datum
+from txlab.models.detokenizer import Vocabulary, vocabulary_of
 from txlab.notebook.errors import TxlabError
 from txlab.notebook.served import LabPart
 from txlab.notebook.views.frame import Decode
@@ -85,18 +86,25 @@ class Faces(LabPart):
 
         Raises TxlabError where something else is among them, or the lab never ran.
         """
-        self.decode([])  # fails here, not when it is displayed
         several = data if isinstance(data, Iterable) else [data]
-        return Datums(map(as_datum, several), self.decode)
+        return Datums(map(as_datum, several), self._pieces)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of token ids, special ones included; also after the lab was stopped.
 
         Raises TxlabError where it never ran.
         """
+        return self._vocabulary.decode(tokens, special=True)
+
+    @property
+    def _pieces(self) -> Decode:
+        return self._vocabulary.pieces
+
+    @property
+    def _vocabulary(self) -> Vocabulary:
         if self._tokenizer is None:
             raise TxlabError("This lab never ran. Start it with %txserve or txlab.serve().")
-        return str(self._tokenizer.decode(list(tokens)))
+        return vocabulary_of(self._tokenizer)
 
 
 def as_datum(datum: Any) -> Datum:
@@ -113,6 +121,8 @@ def as_datum(datum: Any) -> Datum:
     return Datum(tokens, inputs.pop("target_tokens", np.empty(0, np.int64)), inputs)
 
 
-def ids_only(tokens: Sequence[int]) -> str:
+def ids_only(
+    tokens: Sequence[int], prompt: Sequence[int] = (), *, special: bool = False, growing: bool = False
+) -> list[str]:
     """Stands for a decoder where there is no tokenizer."""
-    return "".join(f"{token} " for token in tokens)
+    return [f"{token} " for token in tokens]

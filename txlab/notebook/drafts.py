@@ -26,6 +26,7 @@ from txlab.engine.requests import (
     SamplingParams,
 )
 from txlab.engine.validation import validate
+from txlab.models.detokenizer import vocabulary_of
 from txlab.notebook.adapters import find_adapter
 from txlab.notebook.errors import TxlabError
 
@@ -132,11 +133,6 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool) -> np.nd
     return np.array(tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False), np.int32)
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
-    """The text of tokens, without special ones."""
-    return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
-
-
 class Draft:
     """What one source answers. It grows on the engine thread, and may be read from any other."""
 
@@ -152,6 +148,11 @@ class Draft:
         self._request = replace(request, snapshot_id=snapshot_id, on_tokens=self._take)
         self._frozen, self._answer = _submit(engine, self._request, source.model_id)
         self._answer.add_done_callback(lambda _: changed(self))
+
+    @property
+    def prompt(self) -> np.ndarray:
+        """Tokens of what it continues, (P,) int32."""
+        return self._request.prompt
 
     @property
     def ended(self) -> bool:
@@ -183,7 +184,11 @@ class Draft:
 
     def texts(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
         """What each sample says so far."""
-        return tuple(decode(tokenizer, [token for token, _ in drawn]) for drawn in self.drawn)
+        vocabulary = vocabulary_of(tokenizer)
+        return tuple(
+            "".join(vocabulary.pieces([token for token, _ in drawn], self.prompt, growing=not self.ended))
+            for drawn in self.drawn
+        )
 
     def cancel(self, engine: Engine) -> None:
         """Let it end here. What was drawn stays; where all was, this does nothing."""

@@ -84,7 +84,7 @@ def _guarded(face: Callable[[Any], str | None]) -> Callable[[Any], str | None]:
 
 def _decode() -> Decode:
     """Of the lab that runs; where none does, tokens are their numbers."""
-    return ids_only if Lab.current is None else Lab.current.decode
+    return ids_only if Lab.current is None else Lab.current._pieces
 
 
 # --------------------------------------------------------------------------------- tokens

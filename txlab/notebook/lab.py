@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from txlab.config import ServerSettings, Settings
 from txlab.engine.bus import LOSS, EventBus, LabView
+from txlab.models.detokenizer import vocabulary_of
 from txlab.notebook.access import Access
 from txlab.notebook.board import Board, Boards
 from txlab.notebook.controls import Controls
@@ -199,11 +200,11 @@ class Lab(Access, OwnLosses, Sampling, Exchange, Reports, Faces, Histories, Cont
             TxlabError: the lab is stopped, or an argument is none of its choices.
         """
         options = BoardOptions.of(metric, x, smoothing, scale, logprobs)
-        tokenizer = self._serving().base.tokenizer
+        vocabulary = vocabulary_of(self._serving().base.tokenizer)
         controls = board_controls(self, self.pins)
         board = Board(
             self._bus,
-            lambda tokens: str(tokenizer.decode(list(tokens))),
+            vocabulary.pieces,
             self.model,
             self.url,
             controls,

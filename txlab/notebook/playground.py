@@ -15,6 +15,7 @@ from typing import Unpack
 
 from txlab.engine.bus import EventBus
 from txlab.engine.events import AdapterCreated, AdapterRenamed, Event, StateChanged
+from txlab.models.detokenizer import vocabulary_of
 from txlab.notebook.board import CHARACTERS_PER_SECOND
 from txlab.notebook.comparison import Comparison
 from txlab.notebook.drafts import (
@@ -22,7 +23,6 @@ from txlab.notebook.drafts import (
     Draft,
     SamplingOptions,
     Source,
-    decode,
     find_sources,
     make_ask,
     to_request,
@@ -63,7 +63,7 @@ class Playground:
     def __init__(self, serving: Callable[[], Served], bus: EventBus, pins: Pins):
         """Nothing is shown yet. ``serving`` raises TxlabError where the lab is stopped."""
         self._serving, self._bus, self._pins = serving, bus, pins
-        self._tokenizer = serving().base.tokenizer
+        self._vocabulary = vocabulary_of(serving().base.tokenizer)
         self._panel = Panel("Playground", REGIONS, self._act, self._tell)
         self._lock = threading.RLock()  # of the state: what the user chose, the rounds, the one that is shown
         self._state = Scene()
@@ -143,12 +143,9 @@ class Playground:
         with self._lock:
             choices = self._choices()
             state, shown, rounds = self._state, self._shown, tuple(self._rounds)
-        earlier = tuple(one.turn(self._decode, state.logprobs) for one in reversed(rounds))
+        earlier = tuple(one.turn(self._vocabulary.pieces, state.logprobs) for one in reversed(rounds))
         current = next((turn for turn in earlier if shown is not None and turn.number == shown.number), None)
         return replace(state, choices=choices, shown=current, earlier=earlier)
-
-    def _decode(self, tokens: Iterable[int]) -> str:
-        return decode(self._tokenizer, list(tokens))
 
     def _choices(self) -> tuple[Choice, ...]:
         """Who can be asked; of those that are new, the first few are chosen."""

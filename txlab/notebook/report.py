@@ -77,10 +77,10 @@ class Reports(Faces, Histories, Inventory):
 
     def _sample(self, sample: SampleCompleted, names: dict[str, str]) -> ReportSample:
         name = "base" if sample.model_id is None else names.get(sample.model_id) or sample.model_id
-        prompt = sample.prompt[-PROMPT_TOKENS:].tolist()
+        prompt = self._pieces(sample.prompt[-PROMPT_TOKENS:], sample.prompt[:-PROMPT_TOKENS], special=True)
         cut = "…" if len(sample.prompt) > PROMPT_TOKENS else ""
         note = f"{name} · {plural(len(sample.tokens), 'token')} in {sample.seconds:.2g} s · {sample.stop_reason}"
-        return ReportSample(note, cut + self.decode(prompt), self.decode(sample.tokens.tolist()))
+        return ReportSample(note, cut + "".join(prompt), "".join(self._pieces(sample.tokens, sample.prompt)))
 
 
 def _choose(

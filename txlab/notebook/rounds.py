@@ -9,11 +9,9 @@ from txlab.notebook.drafts import Ask, Draft
 from txlab.notebook.form import Form
 from txlab.notebook.views.answers import Answer, Text
 from txlab.notebook.views.frame import Decode
-from txlab.notebook.views.pieces import split_text
 from txlab.notebook.views.playground_html import Turn
 
 CANCELLED = "stopped"
-BROKEN = "\ufffd"  # a character of which a part may still come
 
 
 @dataclass(slots=True, eq=False)
@@ -50,20 +48,17 @@ def _answer(draft: Draft, color: str, decode: Decode, logprobs: bool) -> Answer:
     problem = "" if draft.cancelled else draft.problem
     ends = draft.stop_reasons
     texts = tuple(
-        _text(list(drawn), end or CANCELLED * draft.cancelled, decode, logprobs)
+        _text(draft, list(drawn), end or CANCELLED * draft.cancelled, decode, logprobs)
         for drawn, end in zip(draft.drawn, ends, strict=True)
     )
     source = draft.source
     return Answer(source.name, texts, color, problem, base=source.model_id is None)
 
 
-def _text(drawn: Sequence[tuple[int, float]], end: str, decode: Decode, logprobs: bool) -> Text:
-    tokens = [token for token, _ in drawn]
-    text = decode(tokens)
-    text = text if end else text.removesuffix(BROKEN)
-    scores = (score for _, score in drawn)
-    pieces = tuple(zip(split_text(tokens, text, decode), scores, strict=True)) if logprobs else ()
-    return Text(text, len(tokens), end, pieces)
+def _text(draft: Draft, drawn: Sequence[tuple[int, float]], end: str, decode: Decode, logprobs: bool) -> Text:
+    said = decode([token for token, _ in drawn], draft.prompt, growing=not end)
+    pieces = tuple(zip(said, (score for _, score in drawn), strict=True)) if logprobs else ()
+    return Text("".join(said), len(drawn), end, pieces)
 
 
 def _settings(ask: Ask) -> str:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizerBase
 
+from tests.models.tiny import make_tokenizer
+from tests.models.tokenizers import make_sentencepiece_tokenizer
 from tests.notebook.synthetic import decode, encode
 from txlab.engine.bus import LabView, LiveSample
 from txlab.engine.events import SampleCompleted
+from txlab.models.detokenizer import vocabulary_of
 from txlab.notebook.errors import TxlabError
 from txlab.notebook.views.frame import MAX_SMOOTHING, SAMPLE_TOKENS, BoardOptions, Excerpt, make_frame
 
@@ -100,3 +106,26 @@ def test_of_what_grows_the_end_is_shown_and_everything_counted() -> None:
     assert found.live
     assert found.tokens == 1000
     assert found.text == "…" + "y" * SAMPLE_TOKENS == "".join(text for text, _ in found.pieces)
+
+
+@pytest.mark.parametrize("make", [make_tokenizer, make_sentencepiece_tokenizer])
+def test_samples_say_what_is_decoded_after_their_prompt(make: Callable[[], PreTrainedTokenizerBase]) -> None:
+    """Without special tokens, while the prompt shows its own; half a character waits as long as the text grows."""
+    tokenizer = make()
+    prompt, drawn = (np.array(tokenizer.encode(text, add_special_tokens=False)) for text in ("one<|im_end|>", "two é"))
+    drawn = np.append(drawn[:-1], [tokenizer.eos_token_id, drawn[-1]])  # in the midst of a character
+    scores = np.zeros(len(drawn), np.float32)
+
+    def found(sample: SampleCompleted | LiveSample) -> Excerpt:
+        live = isinstance(sample, LiveSample)
+        view = LabView(1, (), () if live else (sample,), 0, 0.0, streaming=(sample,) if live else ())
+        options = BoardOptions(logprobs=True)
+        (one,) = make_frame(view, vocabulary_of(tokenizer).pieces, "m", "u", options=options).excerpts
+        return one
+
+    whole, before = (tokenizer.decode(i, skip_special_tokens=True) for i in ([*prompt, *drawn], prompt))
+    ended = found(SampleCompleted(None, prompt, drawn, scores, "stop", 0.5))
+    assert ended.text == "".join(text for text, _ in ended.pieces) == whole.removeprefix(before)
+    assert ended.text.endswith(" é")
+    assert ended.prompt == tokenizer.decode(prompt)
+    assert found(LiveSample(None, prompt, drawn[:-1], scores[:-1], len(drawn) - 1)).text == ended.text.removesuffix("é")

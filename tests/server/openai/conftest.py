@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import openai
@@ -29,8 +31,8 @@ class OpenAILab:
 
     running: Running
     base: str
-    training: tinker.TrainingClient
-    checkpoint: str
+    training: tinker.TrainingClient | None = None
+    checkpoint: str = ""
 
     @property
     def tokenizer(self):
@@ -55,24 +57,42 @@ class OpenAILab:
 
     def sample(self, prompt: str, **params) -> SampledSequence:
         """What the engine draws from the base model, asked without any HTTP."""
-        drawn: Future = Future()
         params = SamplingParams(**({"max_tokens": 12, "temperature": 0.0} | params))
-        tokens = np.array(self.tokenizer.encode(prompt), np.int32)
+        return self._ask(self.tokenizer.encode(prompt), params)
+
+    def draw(self, prompt: list[int], max_tokens: int, seed: int, **params) -> list[int]:
+        """The tokens that the engine draws after those of ``prompt``."""
+        return self._ask(prompt, SamplingParams(max_tokens, seed=seed, **params)).tokens.tolist()
+
+    def _ask(self, prompt: list[int], params: SamplingParams) -> SampledSequence:
+        drawn: Future = Future()
+        tokens = np.array(prompt, np.int32)
         self.running.engine.submit(Sample(None, tokens, 1, params, topk_sample_logprobs=2), drawn.set_result)
         return drawn.result(60).sequences[0]
+
+
+@contextmanager
+def open_engine(folder: Path) -> Iterator[Engine]:
+    """An engine that runs the model of a folder."""
+    settings = EngineSettings(train_tokens=128, sample_rows=8, decode_steps=2, compile_cache=None)
+    engine = Engine(load_base(ModelSettings(name=str(folder))), settings, EventBus())
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.stop()
 
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAILab]:
     folder = make_tiny(tmp_path_factory.mktemp("models") / "tiny-untied", tie_word_embeddings=False)
-    settings = EngineSettings(train_tokens=128, sample_rows=8, decode_steps=2, compile_cache=None)
-    engine = Engine(load_base(ModelSettings(name=str(folder))), settings, EventBus())
-    engine.start()
-    with serve(engine, tmp_path_factory.mktemp("store"), ServerSettings()) as running:
+    with (
+        open_engine(folder) as engine,
+        serve(engine, tmp_path_factory.mktemp("store"), ServerSettings()) as running,
+    ):
         creating = running.client().create_lora_training_client(str(folder), rank=8, user_metadata={"name": "pig"})
         training = creating.result(timeout=60)
-        lab = OpenAILab(running, str(folder), training, "")
+        lab = OpenAILab(running, str(folder), training)
         lab.train(training, 25)
         lab.checkpoint = training.save_weights_for_sampler("trained").result(timeout=60).path
         yield lab
-    engine.stop()

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
-
-import numpy as np
+from typing import Literal, Protocol, get_args
 
 from txlab.engine.bus import LOSS, LabView, LiveSample
 from txlab.engine.events import SampleCompleted
 from txlab.notebook.errors import TxlabError
-from txlab.notebook.views.pieces import split_text
 
 PROMPT_TOKENS = 96  # the end of a prompt says what was asked; the rest would not fit
 SAMPLE_TOKENS = 192
 SAMPLES = 6
 MAX_SMOOTHING = 0.99
 
-Decode = Callable[[Sequence[int]], str]
 XKind = Literal["step", "tokens", "time"]
 LOG_CHOICES = {"auto": None, "linear": False, "log": True}
+
+
+class Decode(Protocol):
+    """Turns tokens into text, as the engine's vocabulary does."""
+
+    def __call__(
+        self, tokens: Sequence[int], prompt: Sequence[int] = (), *, special: bool = False, growing: bool = False
+    ) -> list[str]:
+        """What each token adds to the text after ``prompt``, of which half a character may still wait if it grows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +151,15 @@ def make_frame(
 def _excerpt(sample: SampleCompleted | LiveSample, names: dict[str, str], decode: Decode, logprobs: bool) -> Excerpt:
     """The end of the prompt, and the text's beginning; of one that grows, the end."""
     ended = sample if isinstance(sample, SampleCompleted) else None
-    prompt = decode(sample.prompt[-PROMPT_TOKENS:].tolist())
-    shown = slice(SAMPLE_TOKENS) if ended else slice(-SAMPLE_TOKENS, None)
+    prompt = "".join(decode(sample.prompt[-PROMPT_TOKENS:], sample.prompt[:-PROMPT_TOKENS], special=True))
     drawn = len(sample.tokens) if isinstance(sample, SampleCompleted) else sample.drawn
-    tokens, cut = sample.tokens[shown].tolist(), drawn > SAMPLE_TOKENS
-    text = decode(tokens)
-    pieces = _pieces(tokens, text, sample.logprobs[shown], decode) if logprobs else ()
+    cut = drawn > SAMPLE_TOKENS
+    start = max(0, len(sample.tokens) - SAMPLE_TOKENS) if not ended else 0
+    shown = slice(start, start + SAMPLE_TOKENS)
+    earlier = sample.tokens[:start] if start or drawn > len(sample.tokens) else sample.prompt
+    said = decode(sample.tokens[shown], earlier, growing=cut or not ended)
+    text = "".join(said)
+    pieces = tuple(zip(said, sample.logprobs[shown].tolist(), strict=True)) if logprobs else ()
     before, after = ("" if ended or not cut else "…", "…" if ended and cut else "")
     if pieces and cut:
         pieces = ((before, 0.0), *pieces) if before else (*pieces, (after, 0.0))
@@ -165,9 +173,3 @@ def _excerpt(sample: SampleCompleted | LiveSample, names: dict[str, str], decode
         model_id=sample.model_id,
         pieces=pieces,
     )
-
-
-def _pieces(
-    tokens: list[int], text: str, logprobs: np.ndarray, decode: Decode
-) -> tuple[tuple[str, float], ...]:  # logprobs (n,) float32
-    return tuple(zip(split_text(tokens, text, decode), logprobs.tolist(), strict=True))

@@ -103,6 +103,9 @@ def _targets(datum: Datum, rows: np.ndarray, ids: np.ndarray, values: np.ndarray
     found = {}
     for i in np.flatnonzero(((rows != ids[1:, None]) & (weights != 0)).any(axis=1)).tolist() if rows.size else ():
         counted = np.flatnonzero(weights[i])
-        named = [f"{decode([rows[i, k]])!r} ({weights[i, k]:.3g})" for k in counted[:MAX_TARGETS].tolist()]
+        named = [
+            f"{''.join(decode(rows[i, k : k + 1], ids[: i + 1], special=True))!r} ({weights[i, k]:.3g})"
+            for k in counted[:MAX_TARGETS].tolist()
+        ]
         found[i + 1] = ", ".join(named) + (", …" if len(counted) > MAX_TARGETS else "")
     return found

@@ -15,7 +15,6 @@ from itertools import pairwise
 import numpy as np
 
 from txlab.notebook.views.frame import Decode
-from txlab.notebook.views.pieces import split_text
 
 BLUE, ORANGE = "47,129,247", "224,112,32"  # above and below zero; told apart by the colour-blind too
 DIM = "opacity:.6"
@@ -93,8 +92,7 @@ def strip_text(strip: Strip, limit: int = 2000) -> str:
 
 def _pieces(strip: Strip, start: int, end: int) -> list[str]:
     """What each of these tokens adds to the text; of those that make up one character, the last has it."""
-    tokens = strip.ids[start:end].tolist()
-    return split_text(tokens, strip.decode(tokens), strip.decode)
+    return strip.decode(strip.ids[start:end], strip.ids[:start], special=True)
 
 
 # ---------------------------------------------------------------------------------- stretches

@@ -7,7 +7,6 @@ import secrets
 import time
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
 
 from txlab.engine.requests import (
     DropSnapshot,
@@ -18,9 +17,9 @@ from txlab.engine.requests import (
     SnapshotGoneError,
 )
 from txlab.engine.validation import validate
+from txlab.models.detokenizer import Vocabulary, vocabulary_of
 from txlab.server.errors import ApiError
 from txlab.server.openai.replies import ModelCard
-from txlab.server.openai.text import Vocabulary
 from txlab.server.sessions import Model, Sampler
 from txlab.server.state import ServerState
 from txlab.store.checkpoint_info import SCHEME, CheckpointError, CheckpointInfo
@@ -45,10 +44,10 @@ class Catalog:
         self._loaded: set[str] = set()  # snapshots of checkpoints that the engine had when it was last asked
         self._loading = asyncio.Lock()
 
-    @cached_property
+    @property
     def vocabulary(self) -> Vocabulary:
         """The tokens of all models here."""
-        return Vocabulary(self._server.engine.base.tokenizer)
+        return vocabulary_of(self._server.engine.base.tokenizer)
 
     # ------------------------------------------------------------------------------ cards
 

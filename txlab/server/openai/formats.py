@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel
 
+from txlab.models.detokenizer import Vocabulary
 from txlab.server.openai import replies
 from txlab.server.openai.pieces import Piece, ScoredToken
 from txlab.server.openai.replies import Usage
-from txlab.server.openai.text import Vocabulary
 
 LEAST = -9999.0  # what minus infinity is told as: JSON has none
 
@@ -68,7 +68,7 @@ class Completions:
 
     def _logprobs(self, tokens: Sequence[ScoredToken]) -> replies.CompletionLogprobs:
         return replies.CompletionLogprobs(
-            tokens=[self._vocabulary.readable(token.token) for token in tokens],
+            tokens=[self._vocabulary.readable(token.token, token.swallowed) for token in tokens],
             token_logprobs=[None if token.logprob is None else finite(token.logprob) for token in tokens],
             top_logprobs=None if all(token.top is None for token in tokens) else [self._top(token) for token in tokens],
             text_offset=[token.start for token in tokens],
@@ -77,8 +77,8 @@ class Completions:
     def _top(self, token: ScoredToken) -> dict[str, float] | None:
         if token.top is None or token.logprob is None:
             return None
-        entries = (*token.top, (token.token, token.logprob))
-        return {self._vocabulary.readable(other): finite(logprob) for other, logprob in entries}
+        entries = (*reversed(token.top), (token.token, token.logprob))  # of those that read alike, the likelier
+        return {self._vocabulary.readable(other, token.swallowed): finite(logprob) for other, logprob in entries}
 
 
 class Chat:

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from txlab.engine.requests import SampledSequence, SampleResult, TopLogprobs
+from txlab.models.detokenizer import Detokenizer, Vocabulary
 from txlab.server.openai.plan import Plan
 from txlab.server.openai.prompts import Prompt
 from txlab.server.openai.replies import FinishReason
-from txlab.server.openai.text import TextStream, Vocabulary
+from txlab.server.openai.text import TextStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class ScoredToken:
     start: int  # where in the text it begins, in characters
     logprob: float | None  # None for the first of a prompt
     top: tuple[tuple[int, float], ...] | None  # the likeliest tokens in its place and their logprobs, best first
+    swallowed: str = ""  # what the beginning of the text leaves out of the tokens in this place
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +63,17 @@ class Text:
         first, starts = self._told, self._stream.starts
         self._told = bisect_left(starts, self._stream.length, lo=first)
         return tuple(
-            ScoredToken(self._drawn[i][0], offset + starts[i], self._drawn[i][1], _likeliest(top, i))
+            ScoredToken(
+                self._drawn[i][0], offset + starts[i], self._drawn[i][1], _likeliest(top, i), self._stream.swallowed(i)
+            )
             for i in range(first, self._told)
         )
 
 
 def new_texts(plan: Plan, number: int, vocabulary: Vocabulary) -> list[Text]:
     """The texts of prompt ``number``, of which nothing is drawn yet."""
-    streams = [TextStream(vocabulary.spoken, plan.stops) for _ in range(plan.n)]
+    prompt = plan.prompts[number].tokens
+    streams = [TextStream(Detokenizer(vocabulary, prompt), plan.stops) for _ in range(plan.n)]
     return [Text(number * plan.n + sample, stream) for sample, stream in enumerate(streams)]
 
 
@@ -95,21 +100,24 @@ def all_pieces(plan: Plan, results: Sequence[SampleResult], vocabulary: Vocabula
 
 
 def _echo(prompt: Prompt, result: SampleResult, vocabulary: Vocabulary) -> Piece:
-    """The prompt as the user wrote it, its special tokens included, with its scores where there are any."""
-    stream = TextStream(vocabulary.written)
+    """The prompt as the user wrote it, with its scores where there are any; of token ids the special ones too."""
     tokens = prompt.tokens.tolist()
-    written = stream.feed(tokens) + stream.finish()
-    text = written if prompt.text is None else prompt.text
-    added = max(0, len(written) - len(text))  # the tokenizer began with a token of its own
+    written = Detokenizer(vocabulary, special=prompt.text is None)
+    text = "".join(map(written.feed, tokens)) + written.finish()
+    starts = written.starts
+    if prompt.text is not None and prompt.text != text:  # special tokens in it, or it was normalized
+        text = prompt.text
+        starts = vocabulary.places(text, tokens) or [min(start, len(text)) for start in starts]
     if result.prompt_logprobs is None:
         return Piece(0, text)
     top = result.topk_prompt_logprobs
     scored = (
         ScoredToken(
             token,
-            max(0, stream.starts[i] - added),
+            starts[i],
             float(result.prompt_logprobs[i]) if i else None,
             _likeliest(top, i) if i else None,
+            written.swallowed.get(i, ""),
         )
         for i, token in enumerate(tokens)
     )
