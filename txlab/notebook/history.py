@@ -93,7 +93,8 @@ class Histories(LabPart):
             metrics: numbers by name, of Python, NumPy or JAX; NaN and infinities are allowed.
 
         Raises:
-            TxlabError: the lab is stopped, there is no such adapter, or an argument is not as it should be.
+            TxlabError: the lab is stopped, there is no such adapter, several are called so, or an argument is not as
+                it should be.
         """
         self._serving()
         values, at = as_metrics(metrics), None if step is None else as_step(step)
