@@ -27,6 +27,7 @@ def told(answer: httpx.Response) -> str:
     return choice["text"] if "text" in choice else choice["message"]["content"]
 
 
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 BOTH = ("completions", "chat/completions")
 
 REFUSED = {  # a value that asks for something, and where known what changes nothing
@@ -228,7 +229,8 @@ DUMPS = "{% for m in messages %}{{ m | tojson }}\n{% endfor %}{{ mood }}"
         (PLAIN, {"role": "system", "content": "4"}, r"messages\[0\]: .* leaves out a system message"),
         (NAMES, {"role": "function", "name": "f", "content": "4"}, None),
         (DUMPS, {"role": "tool", "tool_call_id": "c", "content": "4"}, None),
-        (NAMES, {"role": "tool", "tool_call_id": "c", "content": "4"}, r"messages\[0\].tool_call_id is not read"),
+        (NAMES, {"role": "tool", "tool_call_id": "c", "content": "4"}, None),  # most templates go by the order
+        (NAMES, {"role": "assistant", "content": "4", "tool_calls": [CALL]}, r"messages\[0\].tool_calls is not read"),
         (PLAIN, {"role": "assistant", "content": None, "refusal": None, "tool_calls": [], "audio": None}, None),
         (
             PLAIN,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 EVERY = "*"  # stands for all fields of a turn
+EXEMPT = {"role", "content", "tool_call_id"}  # the order of messages says, too, which call a tool answers
 NOTHING: tuple[Any, ...] = (None, "", [], {})  # what a field may be that says nothing
 
 
@@ -103,7 +104,7 @@ def _check_read(message: Message, turn: Turn, where: str) -> None:
     read = read_fields(turn)
     if message.content and "content" not in read:
         raise ApiError(400, f"{where}: this model's chat template leaves out a {message.role} message", "messages")
-    for name in turn.keys() - read - {"role", "content"}:
+    for name in turn.keys() - read - EXEMPT:
         cure = "leave it out, or say it in the content"
         raise ApiError(400, f"{where}.{name} is not read by this model's chat template: {cure}", "messages")
 
