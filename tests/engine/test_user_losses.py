@@ -121,6 +121,8 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
     "targets": (lambda: user_loss("x", ppo, ["target_tokens"]), "target_tokens cannot be read"),
     "mask": (lambda: user_loss("x", ppo, options={"mask": 1}), "'mask' is an input"),
     "not declared": (lambda: user_loss("x", lambda lp, i: lp * i["w"]), r"reads inputs\['w'\], which is neither"),
+    "two not declared": (lambda: user_loss("x", lambda lp, i: lp * i["v"] * i["w"]), r"reads inputs\['v'\]"),
+    "own KeyError": (lambda: user_loss("x", lambda lp, i: lp * {"a": 1}["b"]), "fails on a datum .*: KeyError: 'b'"),
     "numpy": (lambda: user_loss("x", lambda lp, i: np.exp(lp)), "use jax.numpy in place of numpy"),
     "if": (lambda: user_loss("x", lambda lp, i: lp if lp.sum() > 0 else -lp), "jnp.where in place of if"),
     "raises": (lambda: user_loss("x", lambda lp, i: 1 / 0), "fails on a datum of 7 tokens: ZeroDivisionError"),

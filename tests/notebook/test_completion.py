@@ -72,9 +72,9 @@ def test_options_and_their_choices(shell: InteractiveShell, code: str, offered: 
 
 
 def test_adapters_the_newest_first(shell: InteractiveShell, adapters: None) -> None:
-    assert complete(shell, "%%txsample ")[:7] == [
-        f"%%txsample {name}" for name in ("id5", "it's", "pirate", "'the second pirate'", "poet", "base", "--samples")
-    ]
+    names = ("id5", "it's", "pirate", "'the second pirate'", "poet", "base")
+    ids = ("id3", "id1")  # of the two pirates
+    assert complete(shell, "%%txsample ")[:9] == [f"%%txsample {name}" for name in (*names, *ids, "--samples")]
     assert complete(shell, "%%txsample p") == ["%%txsample pirate", "%%txsample poet"]
     assert complete(shell, "%%txsample -n 2 --chat pi") == ["%%txsample -n 2 --chat pirate"]
     assert complete(shell, "%%txsample th") == ["%%txsample 'the second pirate'"]

@@ -144,10 +144,9 @@ def test_names_of_all_kinds(lab: Lab, client: tinker.TrainingClient) -> None:
     for given in ("<b>&amp;</b>", "👩\u200d💻 🏳️\u200d🌈", "می\u200cخواهم", "two words", "x" * 100):
         lab.rename(client.model_id, given)
         assert view(lab, client.model_id).name == given
-        fork_id = lab.fork(given, given)
-        lab.pause(given)  # the newest of the two
-        assert (view(lab, client.model_id).state, view(lab, fork_id).state) == ("idle", "paused")
-        lab.unload(given)
+        with pytest.warns(UserWarning, match="is called"):
+            fork_id = lab.fork(given, given)
+        lab.unload(fork_id)
         lab.pause(given)
         assert view(lab, client.model_id).state == "paused"
         lab.resume(given)
@@ -159,8 +158,8 @@ def test_names_of_all_kinds(lab: Lab, client: tinker.TrainingClient) -> None:
 
 def test_nobody_takes_the_place_of_another(lab: Lab, client: tinker.TrainingClient, name: str) -> None:
     """A run id is found, though a newer adapter calls itself so."""
-    evil = lab.fork(name, "evil")
-    lab.rename(evil, client.model_id)
+    with pytest.warns(UserWarning, match="is called"):
+        evil = lab.fork(name, client.model_id)
     lab.pause(client.model_id)
     assert (view(lab, client.model_id).state, view(lab, evil).state) == ("paused", "idle")
     assert lab.adapters[client.model_id].model_id == client.model_id
@@ -350,7 +349,7 @@ def test_controls_leave_a_running_sample_alone(lab: Lab, client: tinker.Training
     lab.rename(name, "steered")
     lab.save("steered")
     lab.rewind("steered")
-    lab.unload(lab.fork("steered", "freed"))
+    lab.unload(lab.fork("steered", "let go"))
     lab.resume("steered")
     lab.unload("steered")
     assert [one.tokens for one in drawn.result(60).sequences] == [one.tokens for one in alone.sequences]

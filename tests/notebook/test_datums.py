@@ -63,6 +63,20 @@ def test_one_is_shown_in_full_and_several_as_a_gallery() -> None:
     assert "no datums" in Page(Datums([], decode)._repr_html_()).elements[0].text
 
 
+def test_unshifted_targets_are_told_of_one_and_of_many() -> None:
+    ids = encode("abcd")
+    wrong = tinker.Datum(
+        model_input=tinker.ModelInput.from_ints(ids.tolist()),
+        loss_fn_inputs={"target_tokens": ids.tolist(), "weights": [1.0] * 4},
+    )
+    said = "targets are the inputs themselves: shift them"
+    assert said in repr(Datums([as_datum(wrong)], decode))
+    assert said in Datums([as_datum(wrong)], decode)._repr_html_()
+    many = Datums([*[own("abc", [0, 1])] * (SHOWN + 1), as_datum(wrong)], decode)
+    assert "1 with targets that are not the next inputs" in repr(many).splitlines()[0]
+    assert "not the next" not in repr(many[:-1])
+
+
 def test_thousands_take_little_room() -> None:
     many = Datums([own("ab" * 2000, [0.0, 1.0] * 1999 + [1.0])] * 1000, decode)
     assert len(many._repr_html_()) < 400_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,7 +90,8 @@ def seen(lab: Lab, name: str) -> AdapterView:
 def check(history: History, view: AdapterView) -> None:
     """A run's history is what its curves were."""
     assert (history.name, history.model_id) == (view.name, view.model_id)
-    assert [*history] == [*FIXED, *view.curves]
+    own = ("reward", "note")
+    assert [*history] == [*FIXED, *own, *(name for name in view.curves if name not in own)]
     loss = view.curves["loss"]  # (n, 4)
     agrees(
         history, step=loss[:, 0], tokens=loss[:, 1], **{name: view.curves[name][:, 3] for name in ("loss", "reward")}
@@ -207,13 +209,14 @@ def test_a_history_is_a_table_of_pandas() -> None:
     pandas = pytest.importorskip("pandas")
     points = [(n, 10 * n, 100.0 + n, {"loss": 1 / n} | ({"reward": 1.0} if n > 1 else {})) for n in (1, 2, 3)]
     frame = pandas.DataFrame(History("one", "m", to_columns(points, began=100.0)))
-    assert [*frame.columns] == [*FIXED, "loss", "reward"]
+    assert {*frame.columns} == {*FIXED, "loss", "reward"}
     assert frame.step.tolist() == [1, 2, 3]
     assert frame.reward.isna().tolist() == [True, False, False]
     assert str(frame.time.iloc[0]) == "1970-01-01 00:01:41"
 
 
-def test_without_pandas_it_is_a_dict_of_columns() -> None:
+def test_without_pandas_it_is_a_dict_of_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)  # as where it is not installed
     history = History("one", "m", to_columns([(1, 10, 101.0, {"loss": 2.0}), (2, 20, 102.0, {"own": 3.0})], 100.0))
     assert isinstance(history, dict)
     assert [str(column.dtype) for column in history.values()] == [
@@ -225,6 +228,18 @@ def test_without_pandas_it_is_a_dict_of_columns() -> None:
         "   1      10    1.000  2.000      –",
         "   2      20    2.000      –  3.000",
     ]
+
+
+def test_a_wide_history_shows_the_users_own_metrics_first() -> None:
+    of_losses = {f"ratio {n}": float(n) for n in range(12)}
+    steps = [(n, 10 * n, 100.0 + n, {"loss": 1.0, "learning_rate": 0.1, **of_losses}) for n in (1, 2)]
+    points = [steps[0], (1, 10, 101.5, {"reward": 0.25}), steps[1], (2, 20, 102.5, {"reward": 0.5, "length": 7.0})]
+    history = History("one", "m", to_columns(points, began=100.0))
+    assert [*history][len(FIXED) :][:3] == ["reward", "length", "loss"]
+    title, heads, *rows = repr(history).splitlines()
+    assert title.endswith("2 rows, 8 of 16 metrics")
+    assert heads.split()[3:6] == ["reward", "length", "loss"]
+    assert [row.split()[3:5] for row in rows] == [["0.2500", "–"], ["0.5000", "7.000"]]
 
 
 def test_it_shows_its_first_and_last_rows() -> None:

@@ -15,7 +15,7 @@ from txlab.engine.bus import AdapterView
 from txlab.engine.engine import Engine
 from txlab.engine.requests import CancelSample, SampledSequence
 from txlab.lora.state import LoraConfig
-from txlab.notebook.adapters import find_adapter
+from txlab.notebook.adapters import find_adapter, find_newest
 from txlab.notebook.errors import TxlabError
 from txlab.notebook.lab import Lab, serve
 from txlab.notebook.samples import Samples
@@ -97,7 +97,10 @@ def test_the_newest_adapter_of_a_name_is_taken_and_none_that_is_gone() -> None:
         return AdapterView(model_id, name, LoraConfig(8), 0, state=state)  # type: ignore[arg-type]
 
     adapters = [view("a"), view("b"), view("c", state="unloaded"), view("long", "x" * 1000), view("evil", "a")]
-    assert find_adapter(adapters, "twin").model_id == "b"
+    with pytest.warns(UserWarning, match=r"2 adapters are called 'twin': b \(step 0, .*; a \(.* This is the newest"):
+        assert find_newest(adapters, "twin").model_id == "b"
+    with pytest.raises(TxlabError, match=r"2 adapters are called 'twin': b \(step 0, .*; a \(.* its run id"):
+        find_adapter(adapters, "twin")
     assert find_adapter(adapters, "a").model_id == "a", "whatever others are called"
     with pytest.raises(TxlabError, match=r"no adapter 'c': .* Adapters: 'twin', 'x{56}\.\.\., 'a'\.$"):
         find_adapter(adapters, "c")

@@ -33,12 +33,12 @@ class Recorder:
         (
             Action("fork", target="m", fields={"name": " a ", "step": "12"}),
             ("fork", "m", "a", 12),
-            "forked as a; lab.training_client('a') trains it",
+            "forked as a; lab.training_client('f:train:0') trains it",
         ),
         (
             Action("fork", target="m", fields={"name": "a", "step": ""}),
             ("fork", "m", "a", None),
-            "forked as a; lab.training_client('a') trains it",
+            "forked as a; lab.training_client('f:train:0') trains it",
         ),
         (Action("rewind", target="m", fields={"step": "1200"}), ("rewind", "m", 1200), "is back at step 1,200"),
         (Action("rewind", target="m"), ("rewind", "m", None), "is back at step 1,200"),
@@ -46,7 +46,7 @@ class Recorder:
     ],
 )
 def test_each_action_is_one_call(action: Action, call: tuple[Any, ...], said: str) -> None:
-    lab, pins = Recorder(save="tinker://x", rewind=1200), Recorder()
+    lab, pins = Recorder(save="tinker://x", rewind=1200, fork="f:train:0"), Recorder()
     assert board_controls(lab, pins)[action.name](action) == said  # type: ignore[arg-type]
     assert lab.calls + pins.calls == [call]
 

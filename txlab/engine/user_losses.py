@@ -114,20 +114,24 @@ def _check_result(name: str, function: UserFunction, readable: Sequence[str], op
     """Trace the function on a datum and look at what it returns."""
     row = jax.ShapeDtypeStruct((LENGTH,), jnp.float32)
     number = jax.ShapeDtypeStruct((), jnp.float32)
-    try:
-        result = jax.eval_shape(
+
+    def trace(names: Sequence[str]) -> Any:
+        return jax.eval_shape(
             lambda logprobs, inputs, chosen: function(logprobs, inputs, **chosen),
             row,
-            dict.fromkeys(readable, row),
+            dict.fromkeys(names, row),
             dict.fromkeys(options, number),
         )
-    except KeyError as error:
-        raise LossError(f"{name} reads inputs[{error}], which is neither in inputs nor in optional") from error
+
+    try:
+        result = trace(readable)
     except jax.errors.JAXTypeError as error:
         raise LossError(
             f"{name} cannot be traced by JAX: use jax.numpy in place of numpy, and jnp.where in place of if: {error}"
         ) from error
     except Exception as error:
+        if isinstance(error, KeyError) and _is_input(error, trace, readable):
+            raise LossError(f"{name} reads inputs[{error}], which is neither in inputs nor in optional") from error
         raise LossError(f"{name} fails on a datum of {LENGTH} tokens: {type(error).__name__}: {error}") from error
     pair = isinstance(result, tuple)
     _require(
@@ -145,6 +149,20 @@ def _check_result(name: str, function: UserFunction, readable: Sequence[str], op
         fit = plain and ":" not in plain and plain not in ("loss", "tokens")
         _require(bool(fit), f"{name}: no metric can be named {key!r}: expected name, name:mean or name:sum")
         _require(getattr(value, "shape", None) == (), f"{name}: metric {key!r} is {_shown(value)}: expected a scalar")
+
+
+def _is_input(error: KeyError, trace: Callable[[Sequence[str]], Any], readable: Sequence[str]) -> bool:
+    """Whether what a function misses is an input: with an input of that name it gets further."""
+    name = error.args[0] if error.args else None
+    if not isinstance(name, str) or name in readable:
+        return False
+    try:
+        trace([*readable, name])
+    except KeyError as again:
+        return again.args != error.args
+    except Exception:
+        return True
+    return True
 
 
 def _shown(value: Any) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from argparse import Action, ArgumentParser
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
 from IPython.core.interactiveshell import InteractiveShell
 
 from txlab.engine.adapter_history import AdapterView, metric_names
+from txlab.notebook.adapters import alive
 from txlab.notebook.lab import Lab
 from txlab.notebook.magics import LabMagics
 from txlab.notebook.samples import BASE
@@ -91,9 +93,11 @@ def _values(action: Action) -> Iterable[str]:
 
 
 def _adapters() -> list[str]:
-    """The names of the living adapters, the newest first, and the base."""
-    alive = [one for one in _views() if one.state != "unloaded"]
-    return [*dict.fromkeys(one.name or one.model_id for one in reversed(alive)), BASE]
+    """The names of the living adapters, the newest first, the base, and the run ids of those that share a name."""
+    newest = alive(_views())[::-1]
+    counts = Counter(one.name for one in newest)
+    shared = (one.model_id for one in newest if counts[one.name] > 1)
+    return [*dict.fromkeys([*(one.name or one.model_id for one in newest), BASE, *shared])]
 
 
 def _metrics() -> list[str]:

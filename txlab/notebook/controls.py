@@ -14,7 +14,8 @@ from txlab.engine.requests import (
     RewindAdapter,
     StopAdapter,
 )
-from txlab.notebook.adapters import find_adapter
+from txlab.notebook.adapters import find_adapter, holder, warn
+from txlab.notebook.drafts import BASE
 from txlab.notebook.errors import TxlabError, shortly
 from txlab.notebook.history import as_step
 from txlab.notebook.served import LabPart
@@ -31,9 +32,9 @@ JOINERS = {0x200C: None, 0x200D: None}  # not seen themselves, but parts of emoj
 class Controls(LabPart):
     """Pause, stop, rename, save, fork, rewind and unload adapters.
 
-    ``adapter`` is always a name (the newest adapter of that name) or a run id. The engine obeys between two
-    micro-batches, whatever is queued; the calls return when it has. All of them raise TxlabError where the lab is
-    stopped or there is no such adapter.
+    ``adapter`` is always a name or a run id; a name that several adapters have is refused, with their run ids. The
+    engine obeys between two micro-batches, whatever is queued; the calls return when it has. All of them raise
+    TxlabError where the lab is stopped or there is no such adapter.
     """
 
     def pause(self, adapter: str) -> None:
@@ -56,11 +57,18 @@ class Controls(LabPart):
         self._tell(StopAdapter(self._find(adapter).model_id))
 
     def rename(self, adapter: str, name: str) -> None:
-        """Call an adapter something else, on the board and in the records of its run."""
+        """Call an adapter something else, on the board and in the records of its run.
+
+        Raises TxlabError where another one is called so, or has it as its run id.
+        """
         from txlab.server.controls import rename
 
         name = _checked(name)
         model_id = self._find(adapter).model_id
+        other = holder(self._bus.view().adapters, name)
+        if name == BASE or (other is not None and other.model_id != model_id):
+            taken = "the base model" if other is None else f"adapter {other.model_id}"
+            raise TxlabError(f"{shortly(name)} is taken by {taken}: choose another name.")
         self._on_server(rename(self._serving().server, model_id, name))
 
     def save(self, adapter: str, name: str | None = None, *, overwrite: bool = False) -> str:
@@ -112,7 +120,7 @@ class Controls(LabPart):
 
         Args:
             adapter: a name or run id.
-            name: of the new one.
+            name: of the new one; where another adapter is called so, a warning says it.
             step: a kept step of the other; None is its present state.
 
         Raises:
@@ -122,8 +130,12 @@ class Controls(LabPart):
 
         name, step = _checked(name), None if step is None else as_step(step)
         source_id = self._find(adapter).model_id
-        served = self._serving()
-        return self._on_server(fork(served.server, source_id, *served.own_client.next_model(), name, step))
+        served, other = self._serving(), holder(self._bus.view().adapters, name)
+        model_id = self._on_server(fork(served.server, source_id, *served.own_client.next_model(), name, step))
+        if name == BASE or other is not None:
+            taken = "The base model" if other is None else f"Adapter {other.model_id}"
+            warn(f"{taken} is called {shortly(name)} too: name this fork by its run id, {model_id}, or rename it.")
+        return model_id
 
     def unload(self, adapter: str) -> None:
         """Free an adapter's memory, its kept steps too, as the API's ``unload_model`` does.

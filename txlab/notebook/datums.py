@@ -12,7 +12,7 @@ from txlab.models.detokenizer import Vocabulary, vocabulary_of
 from txlab.notebook.errors import TxlabError
 from txlab.notebook.served import LabPart
 from txlab.notebook.views.frame import Decode
-from txlab.notebook.views.strips import datum_strip, note
+from txlab.notebook.views.strips import datum_strip, note, unshifted
 from txlab.notebook.views.tables import face_html, line_html, plural
 from txlab.notebook.views.tokens import GALLERY, TOKEN_STYLE, Strip, legend_html, strip_html, strip_text
 
@@ -69,7 +69,10 @@ class Datums(Sequence[Datum]):
         lengths = [len(datum.tokens) for datum in self._data]
         shortest, longest = min(lengths), max(lengths)
         size = f"{shortest:,}" if shortest == longest else f"{shortest:,} to {longest:,}"
-        return f"{plural(len(self), 'datum')} of {size} tokens · {note(self._data)}"
+        parts = [f"{plural(len(self), 'datum')} of {size} tokens", note(self._data)]
+        if odd := sum(bool(unshifted(datum)) for datum in self._data):
+            parts.append(f"{odd:,} with targets that are not the next inputs")
+        return " · ".join(parts)
 
     def _more(self) -> list[str]:
         hidden = len(self) - SHOWN

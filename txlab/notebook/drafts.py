@@ -27,7 +27,7 @@ from txlab.engine.requests import (
 )
 from txlab.engine.validation import validate
 from txlab.models.detokenizer import vocabulary_of
-from txlab.notebook.adapters import find_adapter
+from txlab.notebook.adapters import alive, find_newest
 from txlab.notebook.errors import TxlabError
 
 if TYPE_CHECKING:
@@ -88,13 +88,15 @@ class Source:
 def find_sources(adapters: Sequence[AdapterView], names: Iterable[str] | None) -> tuple[Source, ...]:
     """Sources by name or run id, "base" among them; None is the base and every adapter that is there.
 
+    Of a name that several adapters have it is the newest, and a warning says so.
+
     Each once and under a name of its own: of namesakes, those after the first carry their run id too. Raises
     TxlabError where one is not there, or none is asked for.
     """
     if names is None:
-        found = [None, *(adapter for adapter in adapters if adapter.state != "unloaded")]
+        found = [None, *alive(adapters)]
     else:
-        found = [None if name == BASE else find_adapter(adapters, name) for name in names]
+        found = [None if name == BASE else find_newest(adapters, name) for name in names]
     if not found:
         raise TxlabError('Nobody is asked. Name adapters, or "base".')
     sources: dict[str, Source] = {}

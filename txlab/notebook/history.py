@@ -36,7 +36,7 @@ class History(dict[str, np.ndarray]):
     ``time`` (n,) datetime64[ms] in UTC. Each metric has a column (n,) float64, NaN where a step has none.
 
     A step that was taken again after a rewind has a row for each time, and so has one for which the same metric was
-    logged twice.
+    logged twice. Metrics of the user's own are the first.
     """
 
     def __init__(self, name: str, model_id: str, columns: Mapping[str, np.ndarray]):
@@ -93,7 +93,8 @@ class Histories(LabPart):
             metrics: numbers by name, of Python, NumPy or JAX; NaN and infinities are allowed.
 
         Raises:
-            TxlabError: the lab is stopped, there is no such adapter, or an argument is not as it should be.
+            TxlabError: the lab is stopped, there is no such adapter, several are called so, or an argument is not as
+                it should be.
         """
         self._serving()
         values, at = as_metrics(metrics), None if step is None else as_step(step)
@@ -141,7 +142,12 @@ def read_history(records: Records, run: str) -> History:
 
 
 def to_columns(points: Iterable[LogPoint], began: float) -> dict[str, np.ndarray]:
-    """The columns of a History, from points in the order in which they came; ``began`` in seconds since the epoch."""
+    """The columns of a History, from points in the order in which they came; ``began`` in seconds since the epoch.
+
+    Metrics that were logged come before those of steps and losses, so that a wide table shows them.
+    """
+    points = list(points)
+    logged = [name for *_, metrics in points if LEARNING_RATE not in metrics for name in metrics]
     rows = _rows(points)
     times = np.array([row.time for row in rows], np.float64)
     columns = {
@@ -150,7 +156,7 @@ def to_columns(points: Iterable[LogPoint], began: float) -> dict[str, np.ndarray
         "seconds": times - began,
         "time": (times * 1e3).astype("datetime64[ms]"),
     }
-    for name in dict.fromkeys(name for row in rows for name in row.metrics):
+    for name in dict.fromkeys([*logged, *(name for row in rows for name in row.metrics)]):
         own = f"{name} (metric)" if name in FIXED else name  # a loss may have called one so
         columns[own] = np.array([row.metrics.get(name, np.nan) for row in rows], np.float64)
     return columns

@@ -75,7 +75,8 @@ class Pins:
 
         Args:
             prompt: a text; with ``chat=True`` the user's turn of a conversation.
-            adapters: names or run ids, "base" among them; None is the base and all adapters, also later ones.
+            adapters: names or run ids, "base" among them; None is the base and all adapters, also later ones. Of a
+                name that several have it is the newest, and a warning says so.
             every: optimizer steps between two samples.
             sampling: as for ``lab.sample``. Left out, it is greedy and of 48 tokens; there is always a fixed seed.
 

@@ -270,7 +270,8 @@ class Playing(LabPart):
 
         Args:
             prompt: a text; with ``chat=True`` the user's turn of a conversation.
-            adapters: names or run ids, "base" among them; None is the base and every adapter.
+            adapters: names or run ids, "base" among them; None is the base and every adapter. Of a name that several
+                have it is the newest, and a warning says so.
             samples: how many continuations by each.
             sampling: as for ``lab.sample``.
 

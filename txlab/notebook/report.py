@@ -41,7 +41,8 @@ class Reports(Faces, Histories, Inventory):
 
         Args:
             path: of the file; one that is there is replaced.
-            runs: names or ids, of runs of earlier kernels too; None is every adapter that this lab trained.
+            runs: names (the newest run of each) or ids, of runs of earlier kernels too; None is every adapter that
+                this lab trained.
 
         Raises:
             TxlabError: there is no such run, or the file cannot be written.
@@ -89,7 +90,7 @@ def _choose(
     """The runs to tell of: as the engine knows them where it does, else as they were recorded."""
     if names is None:
         return [view for view in views if view.curves or view.state != "unloaded"] or recorded[:NEWEST_RUNS]
-    known = {key: view for view in views for key in (view.name, view.model_id)}
+    known = {view.name: view for view in views} | {view.model_id: view for view in views}  # an id is nobody else's
     return [known.get(name) or recorded.find(name) for name in names]
 
 

@@ -230,7 +230,9 @@ class Inventory(LabPart):
         return Listing(Run, [_run(row, views.get(row.model_id), steps.get(row.model_id), kept) for row in rows])
 
     def checkpoints(self, run: str | None = None) -> Listing[Checkpoint]:
-        """Checkpoints that have not expired, newest first: all, or those of a run, by its name or id.
+        """Checkpoints that have not expired, newest first: all, or those of a run, by its id or its name.
+
+        Of several runs that are called the same it is the newest; each path begins with its run's id.
 
         Blocks as ``runs`` does. Raises TxlabError where there is no such run.
         """

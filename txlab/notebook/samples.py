@@ -77,7 +77,8 @@ class Sampling(LabPart):
 
         Args:
             prompt: a text; with ``chat`` the user's turn of a conversation.
-            adapter: its name or run id; None or "base" is the base.
+            adapter: its name or run id; None or "base" is the base. Of a name that several have it is the newest,
+                and a warning says so.
             samples: how many continuations.
             chat: lay the prompt out with the model's chat template.
             max_tokens: tokens of each, at most.

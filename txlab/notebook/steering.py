@@ -40,8 +40,8 @@ def board_controls(lab: Controls, pins: Pins) -> Mapping[str, Control]:
 
     def fork(action: Action) -> str:
         name = _text(action, "name")
-        lab.fork(_target(action), name, _step(action))
-        return f"forked as {name}; lab.training_client({name!r}) trains it"
+        model_id = lab.fork(_target(action), name, _step(action))
+        return f"forked as {name}; lab.training_client({model_id!r}) trains it"
 
     def rewind(action: Action) -> str:
         return f"is back at step {lab.rewind(_target(action), _step(action)):,}"

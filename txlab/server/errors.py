@@ -25,18 +25,22 @@ log = logging.getLogger(__name__)
 
 
 class ApiError(Exception):
-    """A request is refused with an HTTP status and one sentence; ``field`` is what it is about, where that is known."""
+    """A request is refused with an HTTP status and one sentence; ``field`` is what it is about, where that is known.
 
-    def __init__(self, status: int, message: str, field: str | None = None):
+    ``code`` is OpenAI's word for the reason, which its clients act on.
+    """
+
+    def __init__(self, status: int, message: str, field: str | None = None, code: str | None = None):
         super().__init__(message)
         self.status = status
         self.field = field
+        self.code = code
 
 
-def refusal(path: str, status: int, message: str, field: str | None = None) -> JSONResponse:
+def refusal(path: str, status: int, message: str, field: str | None = None, code: str | None = None) -> JSONResponse:
     """The body of every error: ``{"detail": message}``, and OpenAI's form where the path is one of its API."""
     if is_openai_path(path):
-        return openai_refusal(status, message, field)
+        return openai_refusal(status, message, field, code)
     return JSONResponse({"detail": message}, status)
 
 
@@ -62,7 +66,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(ApiError)
     async def _api_error(request: Request, error: ApiError) -> JSONResponse:
-        return refusal(request.url.path, error.status, str(error), error.field)
+        return refusal(request.url.path, error.status, str(error), error.field, error.code)
 
     @app.exception_handler(RequestError)
     async def _request_error(request: Request, error: RequestError) -> JSONResponse:

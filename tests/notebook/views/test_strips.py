@@ -56,6 +56,37 @@ def test_other_figures_are_kept_beside() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("tokens", "targets", "weights", "said"),
+    [
+        ("abcde", "bcdeX", [1, 1, 1, 1, 1], None),  # the last may be anything
+        ("abcde", "abcde", [1, 1, 1, 1, 1], "targets are the inputs themselves: shift them, target i is input i + 1"),
+        ("abcde", "abcde", [0, 0, 1, 1, 1], "targets are the inputs themselves: shift them, target i is input i + 1"),
+        ("abcde", "cdeXY", [1, 1, 1, 1, 1], "targets are the inputs after the next: they are shifted twice"),
+        ("abcde", "bXdee", [1, 1, 1, 1, 1], "1 of 4 targets not the next input"),
+        ("abcde", "bXdee", [1, 0, 1, 1, 1], None),  # it counts for nothing
+        ("aaaaa", "aaaaa", [1, 1, 1, 1, 1], None),  # both
+        ("abcde", "abcde", [0, 0, 0, 0, 1], None),  # nothing tells
+        ("a", "a", [1], None),
+        ("abcde", "abc", [1, 1, 1, 1, 1], None),  # which is said elsewhere
+    ],
+)
+def test_targets_that_are_not_shifted_are_told(
+    tokens: str, targets: str, weights: list[float], said: str | None
+) -> None:
+    found = Datum(encode(tokens), encode(targets), {"weights": np.array(weights, np.float32)})
+    _, *notes = datum_strip(found, decode).note.split(" · ")
+    assert [one for one in notes if "do not fit" not in one] == ([said] if said else [])
+
+
+def test_several_targets_of_a_position_are_no_shift() -> None:
+    ids = encode("abc")
+    found = Datum(ids, np.stack([ids, ids], axis=1), {"weights": np.ones((3, 2), np.float32)})
+    assert "targets" not in datum_strip(found, decode).note
+    one = Datum(ids, ids[:, None], {"weights": np.ones((3, 1), np.float32)})
+    assert "targets are the inputs themselves" in datum_strip(one, decode).note
+
+
 def test_targets_that_are_not_the_next_token_are_named() -> None:
     found = Datum(encode("abc"), encode("bXY"), {"weights": np.array([1, 1, 0.5], np.float32)})
     strip = datum_strip(found, decode)

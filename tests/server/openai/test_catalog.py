@@ -116,6 +116,15 @@ def test_of_one_name_the_newest_is_meant(lab, fresh):
     assert cards[older.model_id] == older.model_id
 
 
+def test_a_run_id_is_nobody_elses_name(lab, fresh):
+    evil = fresh(lab.training.model_id)
+    assert lab.client.models.retrieve(lab.training.model_id).root == lab.training.model_id
+    assert text_of(lab, lab.training.model_id).startswith(LEARNED)
+    cards = {card.id: card.root for card in lab.client.models.list()}
+    assert cards[evil.model_id] == evil.model_id
+    assert cards.get(lab.training.model_id, lab.training.model_id) == lab.training.model_id
+
+
 @pytest.mark.parametrize(
     "name", ["nobody", "", "0123:train:0", "0123:sample:0", "tinker://x/sampler_weights/y", "tinker://?"]
 )

@@ -29,7 +29,7 @@ def datum_strip(datum: Datum, decode: Decode) -> Strip:
     return Strip(
         ids=ids,
         decode=decode,
-        note=" · ".join([note([datum]), *_misfits(datum)]),
+        note=" · ".join([note([datum]), *_misfits(datum), *unshifted(datum)]),
         shade=Shade(_behind(values / full, len(ids), start=0.0), _SINGULAR.get(name, name), full),
         figures={_SINGULAR.get(key, key): _behind(column, len(ids)) for key, column in figures.items()},
         targets=_targets(datum, rows, ids, values, decode),
@@ -77,6 +77,27 @@ def _misfits(datum: Datum) -> list[str]:
     arrays = {"target_tokens": datum.targets, **datum.inputs}
     sizes = {name: len(array) for name, array in arrays.items() if array.ndim and len(array) != len(datum.tokens)}
     return [f"{name} do not fit: there are {size:,}" for name, size in sizes.items()]
+
+
+def unshifted(datum: Datum) -> list[str]:
+    """What is to be said where the targets that count are not the next inputs; nothing where they are, or are several.
+
+    The target after the last input is anything.
+    """
+    size = len(datum.tokens)
+    if datum.targets.shape not in ((size,), (size, 1)):
+        return []
+    ids, targets, counted = datum.tokens, datum.targets.reshape(size), measure(datum)[1] != 0
+    known = np.flatnonzero(counted[:-1])  # positions whose next input is there
+    others = int(np.count_nonzero(targets[known] != ids[known + 1]))
+    if not others:
+        return []
+    if (targets[counted] == ids[counted]).all():
+        return ["targets are the inputs themselves: shift them, target i is input i + 1"]
+    further = known[known < size - 2]
+    if len(further) and (targets[further] == ids[further + 2]).all():
+        return ["targets are the inputs after the next: they are shifted twice"]
+    return [f"{others:,} of {plural(len(known), 'target')} not the next input"]
 
 
 def _full(name: str, values: np.ndarray) -> float:

@@ -55,8 +55,10 @@ class Catalog:
         """Describe the base model and the live adapters, newest first; the newest of a name goes by the name."""
         base = self._server.engine.base.name
         cards = {base: self._card(base, self._since, base)}
-        for model in self._server.sessions.live_models():
-            name = model.model_id if model.name in cards else model.name
+        live = self._server.sessions.live_models()
+        ids = {model.model_id for model in live}
+        for model in live:
+            name = model.model_id if model.name in cards or model.name in ids else model.name
             cards[name] = self._card(name, model.created_at, model.model_id)
         return list(cards.values())
 
@@ -157,9 +159,10 @@ class Catalog:
             except CheckpointError as error:
                 raise _unknown(str(error)) from None
         try:
-            for model in server.sessions.live_models():
-                if name in (model.model_id, model.name):
-                    return server.sessions.model(model.model_id)  # which notes that its session is in use
+            live = server.sessions.live_models()
+            named = [one for one in live if one.model_id == name] or [one for one in live if one.name == name]
+            if named:
+                return server.sessions.model(named[0].model_id)  # which notes that its session is in use
             return server.sessions.sampler(name)
         except ApiError as error:
             raise self._no_such_model(name, error) from None

@@ -48,8 +48,8 @@ def is_openai_path(path: str) -> bool:
     return any(path == prefix or path.startswith(prefix + "/") for prefix in PREFIXES)
 
 
-def openai_refusal(status: int, message: str, field: str | None = None) -> JSONResponse:
+def openai_refusal(status: int, message: str, field: str | None = None, code: str | None = None) -> JSONResponse:
     """Make the response to a request that is refused; wrong fields are 400 here, not 422."""
     status = 400 if status == 422 else status
-    detail = ErrorDetail(message=message, param=field, code=CODES.get((status, field)))
+    detail = ErrorDetail(message=message, param=field, code=code or CODES.get((status, field)))
     return JSONResponse(ErrorBody(error=detail).model_dump(), status)

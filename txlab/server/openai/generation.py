@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from txlab.engine.requests import Sample, SampleResult
+from txlab.engine.requests import Sample, SampledSequence, SampleResult
 from txlab.server.openai.catalog import Catalog, Weights
 from txlab.server.openai.pieces import Piece, Text, last_pieces, new_texts
 from txlab.server.openai.plan import Plan
@@ -45,10 +45,7 @@ class Generation:
 
     async def results(self) -> list[SampleResult]:
         """What was drawn for each prompt; RequestError where one fails."""
-        results = await asyncio.gather(*self._tasks)
-        for result in results:
-            self._count(result)
-        return results
+        return [self._counted(result) for result in await asyncio.gather(*self._tasks)]
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """Yield all texts piece by piece, as they come; RequestError where one fails."""
@@ -61,8 +58,7 @@ class Generation:
                 yield _fed(texts[number], news)
             else:
                 left -= 1
-                result = news.result()
-                self._count(result)
+                result = self._counted(news.result())
                 for piece in last_pieces(self.plan, number, texts[number], result, vocabulary):
                     yield piece
 
@@ -75,14 +71,27 @@ class Generation:
 
     def _heard(self, number: int, request: Sample, live: bool) -> Sample:
         def on_tokens(sample: int, tokens: np.ndarray, logprobs: np.ndarray) -> None:
+            told = self._told(tokens)
+            tokens, logprobs = tokens[:told], logprobs[:told]
             with suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 self._loop.call_soon_threadsafe(self._news.put_nowait, (number, (sample, tokens, logprobs)))
 
         return replace(request, on_tokens=on_tokens) if live else request
 
-    def _count(self, result: SampleResult) -> None:
+    def _counted(self, result: SampleResult) -> SampleResult:
+        """Count a result's tokens, and leave those out that ended a text."""
         if not self.plan.telling.echo_only:
             self.completion_tokens += sum(len(sequence.tokens) for sequence in result.sequences)
+        return replace(result, sequences=tuple(map(self._without_end, result.sequences)))
+
+    def _without_end(self, sequence: SampledSequence) -> SampledSequence:
+        told = self._told(sequence.tokens)
+        return replace(sequence, tokens=sequence.tokens[:told], logprobs=sequence.logprobs[:told])
+
+    def _told(self, tokens: np.ndarray) -> int:
+        """How many of newly drawn tokens are part of a text: not the last, where the text ends by it."""
+        ended = len(tokens) > 0 and int(tokens[-1]) in self.plan.stop_ids
+        return len(tokens) - ended
 
 
 def _fed(texts: list[Text], drawn: Drawn) -> Piece:

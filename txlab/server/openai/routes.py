@@ -13,15 +13,16 @@ from txlab.engine.requests import SampleResult
 from txlab.engine.validation import validate
 from txlab.server.errors import ApiError
 from txlab.server.openai.catalog import Catalog
+from txlab.server.openai.conversation import chat_prompt
 from txlab.server.openai.errors import ERRORS, PREFIXES
 from txlab.server.openai.events import EventStream
 from txlab.server.openai.formats import Chat, Completions, Format
 from txlab.server.openai.generation import Generation
 from txlab.server.openai.pieces import all_pieces
 from txlab.server.openai.plan import Plan, Telling, make_plan
-from txlab.server.openai.prompts import chat_prompt, completion_prompts
+from txlab.server.openai.prompts import completion_prompts
 from txlab.server.openai.replies import ChatCompletion, Completion, ModelCard, ModelList
-from txlab.server.openai.wire import ChatRequest, CompletionRequest, Drawing, refuse_unserved
+from txlab.server.openai.wire import ChatRequest, CompletionRequest, Drawing
 from txlab.server.state import Server, ServerState
 
 DEFAULT_MAX_TOKENS = 16  # of a completion, as OpenAI has it; a chat may fill the context
@@ -71,11 +72,11 @@ async def completions(body: CompletionRequest, request: Request, server: Server,
 
     Where `echo` is set, or likeliest tokens are asked for, a stream gives each text as one piece.
     """
-    refuse_unserved(body)
     if body.best_of not in (None, body.n or 1):
-        raise ApiError(400, "best_of is not supported by this server: leave it out", "best_of")
+        raise ApiError(400, "best_of is not supported by this server: leave it out, or give n", "best_of")
     base = server.engine.base
-    prompts = await server.in_worker(completion_prompts, body.prompt, base.tokenizer)
+    special = body.add_special_tokens is not False
+    prompts = await server.in_worker(completion_prompts, body.prompt, base.tokenizer, special)
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     telling = Telling(
         logprobs=body.logprobs is not None,
@@ -98,12 +99,11 @@ async def chat_completions(body: ChatRequest, request: Request, server: Server, 
 
     With `stream` they come in pieces, mixed, each with its `index`; where likeliest tokens are asked for, each as one.
     """
-    refuse_unserved(body)
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: set it to true", "top_logprobs")
     base = server.engine.base
-    prompt = await server.in_worker(chat_prompt, body.messages, body.continue_final_message, base.tokenizer)
-    max_tokens = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
+    prompt = await server.in_worker(chat_prompt, body, base.tokenizer)
+    max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     telling = Telling(logprobs=bool(body.logprobs), top=body.top_logprobs or 0)
     form = Chat(body.model, telling.logprobs, models.vocabulary)
     return await _answer(body, make_plan(body, [prompt], telling, max_tokens, base), form, request, server, models)
@@ -112,11 +112,13 @@ async def chat_completions(body: ChatRequest, request: Request, server: Server, 
 async def _answer(
     body: Drawing, plan: Plan, form: Format, request: Request, server: ServerState, models: Catalog
 ) -> Response:
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(400, "stream_options needs stream: set it to true", "stream_options")
     for sample in plan.samples:
         validate(sample, server.engine.limits)
     generation = Generation(models, await models.hold(body.model), plan, stream=bool(body.stream))
     if body.stream:
-        counted = body.stream_options is not None and body.stream_options.include_usage
+        counted = body.stream_options is not None and bool(body.stream_options.include_usage)
         return EventStream(_events(generation, form, counted), generation.close)
     try:
         results = await _unless_gone(request, generation)
