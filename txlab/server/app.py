@@ -17,6 +17,7 @@ from txlab.server.prefix import ForwardedPrefix
 from txlab.server.routes import (
     admin,
     auth,
+    bare_ids,
     checkpoints,
     downloads,
     futures,
@@ -60,6 +61,7 @@ def create_app(engine: Engine, store: Store, settings: ServerSettings) -> FastAP
         sampling,
         futures,
         runs,
+        bare_ids,  # before the routes of checkpoints, which would take a name for a kind
         checkpoints,
         downloads,
         admin,
