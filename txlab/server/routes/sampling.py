@@ -127,8 +127,6 @@ def _sampler(body: SampleBody, server: ServerState) -> Sampler:
 
 def _to_sample(body: SampleBody, sampler: Sampler, max_context: int) -> tuple[Sample, Csr | None]:
     """Convert a body; also the cells that sparse targets list, which the answer lists again."""
-    if body.record_stability_info:
-        raise RequestError("record_stability_info is for the loss stable_reinforce, which this server does not have")
     prompt = _tokens(body.prompt)
     targets, cells = _targets(body.target_prompt_logprobs, len(prompt))
     work = Sample(
