@@ -27,10 +27,12 @@ MODEL = "Qwen/Qwen3-8B-Base"  # a name for which the cookbook knows a renderer t
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder whose subfolders go before the hub's models and datasets of the same names."""
     folder = tmp_path_factory.mktemp("cookbook")
-    make_tiny(folder / MODEL, tie_word_embeddings=False, max_position_embeddings=2048)
+    make_tiny(folder / MODEL, tie_word_embeddings=False, max_position_embeddings=4096)
     questions = [(a, b) for a in range(0, 96, 12) for b in range(0, 96, 12)]
     _dataset(folder / "HuggingFaceH4/no_robots", [_sum(a, b) for a, b in questions])
     _dataset(folder / "allenai/tulu-3-sft-mixture", [_sum(a, b) for a, b in questions])
+    sums = [{"question": f"What is {a} + {b}?", "answer": f"#### {a + b}"} for a, b in questions]
+    _dataset(folder / "openai/gsm8k", sums, config="main")
     _dataset(folder / "Anthropic/hh-rlhf", [_preference(f"Is {a} odd?", "Yes.", "No!") for a, _ in questions])
     return folder
 
@@ -47,12 +49,15 @@ def _preference(question: str, chosen: str, rejected: str) -> dict[str, str]:
     return {"chosen": prompt + chosen, "rejected": prompt + rejected}
 
 
-def _dataset(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
+def _dataset(folder: Path, rows: Iterable[dict[str, Any]], config: str = "default") -> None:
     """A dataset with the splits train and test, as ``datasets.load_dataset`` reads a folder."""
     folder.mkdir(parents=True)
     lines = "".join(f"{json.dumps(row)}\n" for row in rows)
     for split in ("train", "test"):
         (folder / f"{split}.jsonl").write_text(lines)
+    files = [{"split": split, "path": f"{split}.jsonl"} for split in ("train", "test")]
+    head = json.dumps({"configs": [{"config_name": config, "data_files": files}]})
+    (folder / "README.md").write_text(f"---\n{head}\n---\n")  # YAML, which JSON is, too
 
 
 @pytest.fixture(scope="module")
@@ -100,14 +105,25 @@ class Cookbook:
     def run(self, recipe: str, log: str, *arguments: str) -> Run:
         """``python -m tinker_cookbook.recipes.RECIPE``; fails with what it printed unless it ends well."""
         log_path = self.workspace / "runs" / log
-        self.python(
-            "-m", f"tinker_cookbook.recipes.{recipe}", f"model_name={MODEL}", f"log_path={log_path}", *arguments
-        )
+        self.python(*self._line(recipe, log_path), *arguments)
         return Run(log_path)
+
+    def refused(self, recipe: str, log: str, *arguments: str) -> str:
+        """What a recipe printed that did not end well; fails where it did."""
+        ended = self._start(*self._line(recipe, self.workspace / "runs" / log), *arguments)
+        assert ended.returncode != 0, ended.stdout[-5000:]
+        return ended.stdout
 
     def python(self, *arguments: str) -> None:
         """Run Python in the workspace, with the lab's address in its environment."""
-        ended = subprocess.run(
+        ended = self._start(*arguments)
+        assert ended.returncode == 0, ended.stdout[-5000:]
+
+    def _line(self, recipe: str, log_path: Path) -> tuple[str, ...]:
+        return "-m", f"tinker_cookbook.recipes.{recipe}", f"model_name={MODEL}", f"log_path={log_path}"
+
+    def _start(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             [sys.executable, *arguments],
             cwd=self.workspace,
             env=os.environ | self._environment(),
@@ -118,7 +134,6 @@ class Cookbook:
             timeout=600,
             check=False,
         )
-        assert ended.returncode == 0, ended.stdout[-5000:]
 
     def checkpoint_names(self, path: str) -> set[str]:
         """What the server still has of the run that saved ``path``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,10 @@ from tests.compat.conftest import MODEL, Cookbook, Run
 pytest.importorskip("torch")
 pytest.importorskip("pylatexenc")  # tinker-cookbook[math-rl]
 pytest.importorskip("tinker_cookbook")
+
+RECENT = tuple(map(int, version("tinker-cookbook").split(".")[:2])) >= (0, 6)  # its recipes begin with another loss
+SERVED = "loss_fn=importance_sampling"
+SMALL = ("groups_per_batch=2", "max_tokens=6", "eval_every=0", "max_steps=1")
 
 
 def test_sl_loop_goes_on_from_its_last_checkpoint_as_if_never_stopped(cookbook: Cookbook) -> None:
@@ -67,12 +72,52 @@ def test_math_rl_raises_the_reward(cookbook: Cookbook, taught: Run) -> None:
         "learning_rate=0.002",
         "max_steps=6",
         "compute_post_kl=true",
+        SERVED,
     )
     answered = run.metrics("env/all/format")  # how often the answer was short enough
     assert sum(answered[-2:]) / 2 > answered[0] + 0.1
     assert run.metrics("env/all/reward/total")[-1] > run.metrics("env/all/reward/total")[0]
     assert max(run.metrics("optim/kl_sample_train_v2")) < 1e-6  # sampler and trainer agree about probabilities
     assert min(run.metrics("kl_pre_post_v2")) > 0.0
+
+
+@pytest.mark.skipif(not RECENT, reason="older recipes begin with importance_sampling")
+def test_the_loss_that_recipes_begin_with_is_refused_with_what_to_write_instead(cookbook: Cookbook) -> None:
+    shown = cookbook.refused("math_rl.train", "math_rl_default", "env=arithmetic", "group_size=2", *SMALL)
+    assert "loss_fn 'stable_reinforce' is not served" in shown
+    assert SERVED in shown
+
+
+def test_rl_loop_samples_with_its_own_settings(cookbook: Cookbook) -> None:
+    run = cookbook.run("rl_loop", "rl_loop", "batch_size=4", "group_size=2", "max_tokens=8", "max_steps=2")
+    assert run.metrics("reward/total") == [0.0, 0.0]  # the tiny model writes no answer, so that nothing is trained on
+    assert [saved["name"] for saved in run.checkpoints()] == ["final"]
+
+
+def test_rubric_grades_and_trains(cookbook: Cookbook, taught: Run) -> None:
+    rubric = {
+        "rubric_str": "The answer is short.",
+        "extraction_regex": "<score>(.*?)</score>",
+        "grader_output_format_instruction": "Write the score as <score>0.5</score>.",
+    }
+    convo = [{"role": "user", "content": "What is 4 + 5?"}]
+    data = cookbook.workspace / "rubric.jsonl"
+    data.write_text(f"{json.dumps({'convo': convo, 'rubric_items': [rubric]})}\n" * 8)
+    run = cookbook.run(
+        "rubric.train",
+        "rubric",
+        f"load_checkpoint_path={taught.checkpoints()[-1]['state_path']}",
+        "renderer_name=role_colon",
+        f"grader_llm_name={MODEL}",
+        "grader_renderer_name=role_colon",
+        f"train_jsonl_path={data}",
+        f"test_jsonl_path={data}",
+        "train_group_size=2",
+        *SMALL,
+        SERVED,
+    )
+    assert run.metrics("env/all/total_episodes") == [4]
+    assert max(run.metrics("optim/kl_sample_train_v2")) < 1e-6
 
 
 def test_dpo_prefers_what_was_chosen(cookbook: Cookbook) -> None:

@@ -360,6 +360,53 @@ def test_routes_of_a_checkpoint_refuse_what_is_none(server, method, suffix, chec
     assert response.json()["detail"]
 
 
+BARE = [
+    ("DELETE", ""),
+    ("POST", "/publish"),
+    ("DELETE", "/publish"),
+    ("PUT", "/ttl"),
+    ("GET", "/external_weights_urls"),
+    ("GET", "/archive"),
+    ("GET", "/files/adapter_config.json"),
+    ("GET", ""),
+]
+
+
+@pytest.mark.parametrize(("method", "suffix"), BARE)
+def test_a_name_alone_is_answered_with_the_id_that_it_has(server, trainer, method, suffix):
+    trainer.save_state("a").result(timeout=LONG)
+    trainer.save_weights_for_sampler("both").result(timeout=LONG)
+    trainer.save_state("both").result(timeout=LONG)
+    for name, ids in (
+        ("a", "'weights/a'"),
+        ("both", "'weights/both' or 'sampler_weights/both'"),
+        ("none", "like 'weights/none'"),
+        ("publish", "like 'weights/publish'"),
+    ):
+        url = f"{server.url}/api/v1/training_runs/{trainer.model_id}/checkpoints/{name}{suffix}"
+        response = httpx.request(method, url, headers={"X-API-Key": server.key}, timeout=LONG)
+        assert response.status_code == 404, response.text
+        assert f"{name!r} is no checkpoint id: " in response.json()["detail"]
+        assert ids in response.json()["detail"]
+
+
+@pytest.mark.parametrize("kind", ["weights", "sampler_weights"])
+def test_checkpoints_may_be_called_as_their_routes_are(server, trainer, kind):
+    save = trainer.save_state if kind == "weights" else trainer.save_weights_for_sampler
+    for name in ("publish", "ttl", "weights"):
+        save(name).result(timeout=LONG)
+        url = f"{server.url}/api/v1/training_runs/{trainer.model_id}/checkpoints/{kind}/{name}"
+        assert httpx.post(f"{url}/publish", headers={"X-API-Key": server.key}).status_code == 204
+        assert httpx.delete(url, headers={"X-API-Key": server.key}).status_code == 204
+
+
+def test_the_sdk_says_which_id_a_checkpoint_has(server, trainer, rest):
+    trainer.save_state("a").result(timeout=LONG)
+    with pytest.raises(tinker.NotFoundError, match="'weights/a'"):
+        rest.delete_checkpoint(trainer.model_id, "a").result(timeout=LONG)
+    assert [found.checkpoint_id for found in rest.list_checkpoints(trainer.model_id).result(timeout=LONG).checkpoints]
+
+
 @pytest.mark.parametrize("query", ["limit=-1", "limit=x", "offset=-1", "offset=99999999999999999999"])
 def test_bad_pages_are_refused(server, query):
     assert server.get(f"checkpoints?{query}").status_code == 422

@@ -55,3 +55,26 @@ def test_every_json_body_has_an_example_that_fits_it(document):
             errors = [error.message for error in Draft202012Validator(whole).iter_errors(shown)]
             assert errors == [], f"{name}: {json.dumps(shown)}"
             assert shown.keys() <= body["properties"].keys(), name
+
+
+def references(node: Any) -> Iterator[str]:
+    """Every ``$ref`` below a node."""
+    if isinstance(node, dict):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+        for child in node.values():
+            yield from references(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from references(child)
+
+
+def test_every_reference_resolves_in_the_document(document):
+    found = set(references(document))
+    assert "#/components/schemas/PromptChunk" in found
+    for reference in found:
+        assert reference.startswith("#/"), reference
+        node = document
+        for part in reference.removeprefix("#/").split("/"):
+            assert part in node, reference
+            node = node[part]

@@ -76,7 +76,6 @@ def sampler(server):
         ({"target_prompt_logprobs": csr([5], [0, 0, 1], [2])}, "columns 0 … 1"),
         ({"target_prompt_logprobs": csr([5, 6], [0, 2, 2], [1, 0])}, "rise within each row"),
         ({"target_prompt_logprobs": csr([5, 6], [0, 1, 1], [0])}, "lists 1 cells and has 2 values"),
-        ({"record_stability_info": True}, "stable_reinforce"),
         ({"prompt": {"chunks": [{"type": "encoded_text", "tokens": [True]}]}}, "tokens"),
         (image("image"), "prompt.chunks[0] is image"),
         (image("image_asset_pointer"), "prompt.chunks[0] is image_asset_pointer"),
@@ -160,8 +159,49 @@ def test_sdk_gets_the_end_of_a_prompt_scored(sampler):
     assert sampler.compute_logprobs(PROMPT, prompt_logprobs_last_n=1).result(timeout=20) == [None, None, 0.0]
 
 
-def test_sdk_is_told_that_stability_info_is_not_recorded(server):
-    service = server.client()
-    sampler = service.create_sampling_client(base_model="fake/model", record_stability_info=True).result()
-    with pytest.raises(tinker.BadRequestError, match="stable_reinforce"):
-        sampler.sample(PROMPT, 1, SHORT).result(timeout=20)
+def traced(sequence: types.SampledSequence) -> types.Datum:
+    """A sample to train on, and where each of its tokens came from, as the cookbook makes it."""
+    prompt, sampled = PROMPT.length, len(sequence.tokens)
+    inputs = {
+        "target_tokens": [0] * (prompt - 1) + sequence.tokens,
+        "logprobs": [0.0] * (prompt - 1) + sequence.logprobs,
+        "advantages": [0.0] * (prompt - 1) + [1.0] * sampled,
+    }
+    tokens = PROMPT.append(types.EncodedTextChunk(tokens=sequence.tokens[:-1]))
+    name = sequence.sequence_id
+    return types.Datum(model_input=tokens, loss_fn_inputs=inputs).with_provenance(
+        model_input=[
+            types.PromptProvenanceSpan(sequence_id=name, length=prompt),
+            types.SampledProvenanceSpan(sequence_id=name, length=sampled - 1),
+        ],
+        loss_fn_inputs=[
+            types.PromptProvenanceSpan(sequence_id=name, offset=1, length=prompt - 1),
+            types.SampledProvenanceSpan(sequence_id=name, length=sampled),
+        ],
+    )
+
+
+@pytest.fixture
+def trainer(server) -> tinker.TrainingClient:
+    return server.client().create_lora_training_client("fake/model", rank=8).result(timeout=20)
+
+
+def test_a_sampler_that_should_record_stability_info_samples_as_any_other(server, trainer):
+    plain = trainer.save_weights_and_get_sampling_client().result(timeout=20)
+    recording = trainer.save_weights_and_get_sampling_client(record_stability_info=True).result(timeout=20)
+    first, second = (sampler.sample(PROMPT, 2, SHORT).result(timeout=20).sequences for sampler in (plain, recording))
+    assert [s.tokens for s in first] == [s.tokens for s in second]
+    assert [s.logprobs for s in first] == [s.logprobs for s in second]
+    assert len({s.sequence_id for s in second}) == 2
+
+
+@pytest.mark.parametrize("loss", ["importance_sampling", "ppo", "cispo"])
+def test_stable_reinforce_is_refused_by_name_and_the_losses_that_it_names_take_the_same_data(server, trainer, loss):
+    sampler = trainer.save_weights_and_get_sampling_client(record_stability_info=True).result(timeout=20)
+    data = [traced(sequence) for sequence in sampler.sample(PROMPT, 2, SHORT).result(timeout=20).sequences]
+    with pytest.raises(
+        tinker.RequestFailedError, match=f"'stable_reinforce' is not served: .*{loss}.*loss_fn="
+    ) as error:
+        trainer.forward_backward(data, "stable_reinforce", {"kl_coeff": 0.01}).result(timeout=20)
+    assert str(error.value.category).endswith("user")
+    assert len(trainer.forward_backward(data, loss).result(timeout=20).loss_fn_outputs) == 2

@@ -313,6 +313,6 @@ FUSED: tuple[Loss, ...] = tuple(loss for loss in LOSSES.values() if not loss.alo
 FUSED_INPUTS: tuple[str, ...] = tuple(dict.fromkeys(name for loss in FUSED for name in loss.inputs))
 
 REFUSED: Mapping[str, str] = {
-    "stable_reinforce": "it needs the provenance of sampled tokens (with_provenance, record_stability_info), which "
-    "this server does not keep; use importance_sampling, ppo, cispo or gspo, with a KL penalty in the advantages",
+    "stable_reinforce": "this server has neither its formula nor what it needs of each sample; "
+    "use importance_sampling, ppo, cispo or gspo (recipes of the cookbook: loss_fn=importance_sampling)",
 }

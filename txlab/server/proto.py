@@ -22,6 +22,8 @@ from txlab.engine.requests import (
 from txlab.server import tinker_wire_pb2 as pb
 from txlab.server.csr import Csr, read_csr
 from txlab.server.errors import ApiError
+from txlab.server.place import is_json
+from txlab.server.sdk_version import NEEDED
 
 DTYPES: dict[int, np.dtype] = {pb.DTYPE_FLOAT32: np.dtype("<f4"), pb.DTYPE_INT64: np.dtype("<i8")}
 INT32 = np.dtype("<i4")
@@ -34,6 +36,8 @@ MAX_CELLS = 2**26  # of one tensor: a few bytes of CSR may stand for any number 
 
 def parse_pass(body: bytes) -> pb.ForwardBackwardRequest:
     """Parse a forward_backward body; ApiError where it is not protobuf or names no model and place in its order."""
+    if is_json(body):
+        raise ApiError(400, f"this pass is JSON, as old SDKs send it, and not protobuf: {NEEDED}")
     message = pb.ForwardBackwardRequest()
     try:
         message.ParseFromString(body)

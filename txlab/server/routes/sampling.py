@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
@@ -13,6 +12,7 @@ from pydantic import ValidationError
 from txlab.engine.requests import LoadSnapshot, RequestError, Sample, SampleResult, SamplingParams
 from txlab.engine.validation import check_target_shape, validate
 from txlab.server.csr import Csr, read_csr
+from txlab.server.document import json_body
 from txlab.server.errors import ApiError, malformed
 from txlab.server.futures import Reply, proto_reply
 from txlab.server.proto import encode_sample, narrow, sample_bytes
@@ -32,10 +32,6 @@ from txlab.server.wire.sampling import (
 )
 
 router = APIRouter(tags=["sampling"])
-
-SAMPLE_BODY: dict[str, Any] = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": SampleBody.model_json_schema()}}}
-}
 
 
 @router.post("/create_sampling_session", summary="Make a sampler of the base model or of a checkpoint")
@@ -87,7 +83,7 @@ async def get_sampler(sampler_id: str, server: Server) -> SamplerInfo:
     return SamplerInfo(sampler_id=sampler_id, base_model=server.engine.base.name, model_path=sampler.model_path)
 
 
-@router.post("/asample", summary="Continue a prompt", openapi_extra=SAMPLE_BODY)
+@router.post("/asample", summary="Continue a prompt", openapi_extra=json_body(SampleBody))
 async def asample(request: Request, server: Server) -> UntypedFuture:
     """Sequences are named when they are asked for, before they are drawn."""
     raw = await request.body()
@@ -131,8 +127,6 @@ def _sampler(body: SampleBody, server: ServerState) -> Sampler:
 
 def _to_sample(body: SampleBody, sampler: Sampler, max_context: int) -> tuple[Sample, Csr | None]:
     """Convert a body; also the cells that sparse targets list, which the answer lists again."""
-    if body.record_stability_info:
-        raise RequestError("record_stability_info is for the loss stable_reinforce, which this server does not have")
     prompt = _tokens(body.prompt)
     targets, cells = _targets(body.target_prompt_logprobs, len(prompt))
     work = Sample(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from ipaddress import ip_address
+from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Body, Request
 
+from txlab.server.sdk_version import check_version
 from txlab.server.state import Server
-from txlab.server.wire.service import Capabilities, ClientConfig, DynamicConfig, SupportedModel, config
+from txlab.server.wire.service import AskConfig, Capabilities, ClientConfig, DynamicConfig, SupportedModel, config
 
 router = APIRouter(tags=["service"])
 
@@ -19,8 +21,11 @@ async def healthz() -> dict[str, str]:
 
 
 @router.post("/client/config", summary="Flags that a client reads once")
-async def client_config(request: Request, server: Server) -> ClientConfig:
-    """Without this route no client can be made."""
+async def client_config(
+    request: Request, server: Server, body: Annotated[AskConfig, Body(default_factory=AskConfig)]
+) -> ClientConfig:
+    """Without this route no client can be made: here an SDK that is too old learns it."""
+    check_version(body.sdk_version)
     chosen = {"pjwt_auth_enabled": server.settings.jwt, "proto_compress_fwdbwd": _is_remote(request)}
     return config(ClientConfig, {**chosen, **server.settings.flags})
 

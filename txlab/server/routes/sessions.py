@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from txlab.server.auth import USER
 from txlab.server.errors import ApiError
+from txlab.server.sdk_version import check_version
 from txlab.server.state import Server, ServerState
 from txlab.server.storage import Storage, storage_by_session
 from txlab.server.trace import chrome_trace
@@ -37,6 +38,7 @@ router = APIRouter(tags=["sessions"])
 @router.post("/create_session", summary="Begin a session")
 async def create_session(body: CreateSession, server: Server) -> SessionCreated:
     """Models and samplers made in a session live as long as it."""
+    check_version(body.sdk_version)
     session = server.sessions.create(
         body.display_name,
         tags=tuple(body.tags),

@@ -1,7 +1,7 @@
 """Passes over data and optimizer steps.
 
 A request that is refused has its place in the model's order all the same: the refusal goes through its future, and
-its seq_id is used up, so that the requests behind it run.
+its seq_id is used up, so that the requests behind it run. So it is where a body is refused at once (`SequencedRoute`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from txlab.engine.validation import validate
 from txlab.server.errors import ApiError, explain
 from txlab.server.futures import Reply, json_reply, proto_reply
 from txlab.server.proto import encode_pass, parse_pass, to_forward_backward
+from txlab.server.refused import SequencedRoute
+from txlab.server.sdk_version import NEEDED
 from txlab.server.sessions import session_of
 from txlab.server.state import Server
 from txlab.server.wire.base import finite
@@ -35,7 +37,7 @@ from txlab.server.wire.training import OptimStepBody
 if TYPE_CHECKING:
     from txlab.engine.engine import Engine
 
-router = APIRouter(tags=["training"])
+router = APIRouter(tags=["training"], route_class=SequencedRoute)
 
 ADAM = TypeAdapter(AdamParams)
 LOSS_ID = ":loss:"  # between a session's id and the number of its uploaded loss
@@ -101,6 +103,12 @@ def _decompress(body: bytes) -> bytes:
         return zstandard.ZstdDecompressor().decompress(body, MAX_BODY)
     except zstandard.ZstdError as error:
         raise ApiError(400, f"the body is no zstd frame: {error}") from None
+
+
+@router.post("/forward", include_in_schema=False)
+async def forward() -> None:
+    """A route that only SDKs had which are too old."""
+    raise ApiError(404, f"there is no route for passes without gradients: forward_backward has forward_only; {NEEDED}")
 
 
 @router.post("/optim_step", summary="Apply and clear the accumulated gradient")

@@ -20,6 +20,7 @@ from txlab.lora.peft import peft_files
 from txlab.lora.state import AdapterState
 from txlab.server.errors import ApiError
 from txlab.server.futures import Reply, json_reply
+from txlab.server.refused import SequencedRoute
 from txlab.server.routes.checkpoints import NOT_FOUND, sweep_expired
 from txlab.server.routes.models import check_optimizer
 from txlab.server.sessions import Model, Sampler
@@ -37,7 +38,7 @@ from txlab.store.checkpoint_info import Address, CheckpointInfo, Kind
 from txlab.store.checkpoints import Checkpoints
 from txlab.store.encryption import encrypt_files
 
-router = APIRouter(tags=["weights"], dependencies=[Depends(sweep_expired)])
+router = APIRouter(tags=["weights"], dependencies=[Depends(sweep_expired)], route_class=SequencedRoute)
 
 
 @router.post("/save_weights", summary="Write a checkpoint to train on from")

@@ -127,5 +127,6 @@ class SampleBody(WireModel):
         int, Field(description="Draws in each place of the prompt but the first, at the request's temperature.")
     ] = 0
     record_stability_info: Annotated[
-        bool | None, Field(description="Refused if true: it is for stable_reinforce, which is not served here.")
+        bool | None,
+        Field(description="Accepted, and changes nothing: only the loss stable_reinforce, not served here, needs it."),
     ] = False

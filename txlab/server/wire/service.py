@@ -7,7 +7,15 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 
-from txlab.server.wire.base import WireModel
+from txlab.server.wire.base import WireModel, example
+
+
+class AskConfig(WireModel):
+    """A client that is about to begin."""
+
+    model_config = example(sdk_version="0.38.0")
+
+    sdk_version: Annotated[str | None, Field(description="Version of the client.")] = None
 
 
 class ClientConfig(WireModel):
