@@ -50,11 +50,13 @@ def announce(url: str) -> Iterator[None]:
         note.write_text(json.dumps({"url": url}))
     except OSError as error:  # only ``/txlab/`` needs it
         logger.warning("This lab is not to be found at /txlab/: %s", error)
+    owner = os.getpid()
     try:
         yield
     finally:
-        lock.release()
-        _remove(note)
+        if os.getpid() == owner:  # a forked child that ends has a copy of this
+            lock.release()
+            _remove(note)
 
 
 def announced() -> list[str]:

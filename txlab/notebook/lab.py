@@ -20,8 +20,9 @@ from txlab.notebook.controls import Controls
 from txlab.notebook.datums import Faces
 from txlab.notebook.errors import TxlabError
 from txlab.notebook.exchange import Exchange
+from txlab.notebook.forks import in_forked_child, quiet_shell_commands
 from txlab.notebook.history import Histories, keep_history
-from txlab.notebook.host import Host, bind
+from txlab.notebook.host import Host, listening
 from txlab.notebook.logs import LogBuffer, Logs
 from txlab.notebook.loops import choose_loop
 from txlab.notebook.losses import OwnLosses
@@ -74,11 +75,13 @@ class Lab(Access, OwnLosses, Sampling, Exchange, Reports, Faces, Histories, Cont
             raise TxlabError(f"txlab already serves {Lab.current.model} in this process. Stop that lab first.")
         with ExitStack() as stack:
             self._open(stack)
+            stack.enter_context(in_forked_child(self._leave_to_parent))
             stack.callback(self._forget)
             self._stack = stack.pop_all()
         self._started = time.monotonic()
         Lab.current = self
         atexit.register(self.stop)
+        quiet_shell_commands()
         return self
 
     def stop(self) -> None:
@@ -87,7 +90,7 @@ class Lab(Access, OwnLosses, Sampling, Exchange, Reports, Faces, Histories, Cont
 
     def _open(self, stack: ExitStack) -> None:
         server = self.settings.server
-        listener = stack.enter_context(bind(server.host, server.port))  # a taken port is told before the long wait
+        listener = stack.enter_context(listening(server.host, server.port))  # a taken port is told before the long wait
         self.api_key = make_api_key(server.api_key)
         stack.enter_context(self._log.capture())
         base = load_model(self.settings)
@@ -126,6 +129,13 @@ class Lab(Access, OwnLosses, Sampling, Exchange, Reports, Faces, Histories, Cont
         self._boards.close()
         self._close_playground()
         self._served = None
+        Lab.current = None
+        atexit.unregister(self.stop)
+
+    def _leave_to_parent(self) -> None:
+        """Be a stopped lab, in a forked child: everything that this one holds is its parent's."""
+        self._inherited = self._served, self._stack  # kept, as to end them would end what the parent has
+        self._served, self._stack = None, ExitStack()
         Lab.current = None
         atexit.unregister(self.stop)
 
