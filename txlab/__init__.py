@@ -33,7 +33,10 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that ``import txlab`` costs nothing."""
     if name not in _HOMES:
         raise AttributeError(f"module 'txlab' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    from txlab.notebook.imports import whole_imports
+
+    with whole_imports():
+        return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
@@ -42,12 +45,15 @@ def __dir__() -> list[str]:
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """``%load_ext txlab``: register the magics, their completion and the faces of the SDK's objects."""
-    from txlab.notebook import completion, formatters
-    from txlab.notebook.magics import LabMagics
+    from txlab.notebook.imports import whole_imports
 
-    shell.register_magics(LabMagics)
-    completion.install(shell)
-    formatters.register(shell)
+    with whole_imports():
+        from txlab.notebook import completion, formatters
+        from txlab.notebook.magics import LabMagics
+
+        shell.register_magics(LabMagics)
+        completion.install(shell)
+        formatters.register(shell)
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:

@@ -65,7 +65,7 @@ class Host:
 
     def __init__(self, app: Any, listener: socket.socket, loop: str, before_stop: Callable[[], None]):
         self.loop_name = choose_loop(loop)
-        self._listener = listener
+        self.listener = listener
         self._server = _Server(
             uvicorn.Config(
                 app,
@@ -89,7 +89,7 @@ class Host:
             stack.enter_context(_switch_interval(SWITCH_SECONDS))
             stack.enter_context(heartbeat())
             loop = stack.enter_context(LOOPS[self.loop_name]())
-            asyncio.run_coroutine_threadsafe(self._server.open(self._listener), loop).result()
+            asyncio.run_coroutine_threadsafe(self._server.open(self.listener), loop).result()
             stack.callback(self._close, loop)
             stack.enter_context(in_forked_child(self._server.let_go_of_connections))
             self._stack = stack.pop_all()
