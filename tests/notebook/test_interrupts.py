@@ -37,7 +37,8 @@ def test_an_interrupt_waits_for_the_end_and_is_raised_once(capsys: pytest.Captur
             interrupt()
             done.append("all")
 
-    pytest.raises(KeyboardInterrupt, work)
+    with pytest.raises(KeyboardInterrupt):
+        work()
     assert done == ["all"]
     assert capsys.readouterr().out == "wait\n", "told once"
 
@@ -53,7 +54,8 @@ def test_an_interrupt_is_raised_at_the_next_clean_point() -> None:
             interrupts.check()
             done.append("after")
 
-    pytest.raises(KeyboardInterrupt, work)
+    with pytest.raises(KeyboardInterrupt):
+        work()
     assert done == ["before"]
 
 
@@ -64,7 +66,8 @@ def test_an_interrupt_that_waits_is_raised_where_it_is_allowed() -> None:
             with interrupts.allowed():
                 pytest.fail("it was allowed")
 
-    pytest.raises(KeyboardInterrupt, work)
+    with pytest.raises(KeyboardInterrupt):
+        work()
 
 
 def test_a_second_interrupt_does_not_cut_what_the_first_one_undoes() -> None:
@@ -83,7 +86,8 @@ def test_a_second_interrupt_does_not_cut_what_the_first_one_undoes() -> None:
                 interrupt()
                 undone.append("outer")
 
-    pytest.raises(KeyboardInterrupt, work)
+    with pytest.raises(KeyboardInterrupt):
+        work()
     assert undone == ["inner", "outer"]
 
 
@@ -93,7 +97,8 @@ def test_an_error_wins_over_an_interrupt() -> None:
             interrupt()
             raise LookupError
 
-    pytest.raises(LookupError, work)
+    with pytest.raises(LookupError):
+        work()
 
 
 def test_one_inside_of_another_is_the_same() -> None:
@@ -102,7 +107,8 @@ def test_one_inside_of_another_is_the_same() -> None:
             assert inner is outer
             interrupt()
 
-    pytest.raises(KeyboardInterrupt, work)
+    with pytest.raises(KeyboardInterrupt):
+        work()
 
 
 def test_ignored_interrupts_stay_ignored() -> None:

@@ -129,7 +129,7 @@ def _open_model(settings: Settings, interrupts: Interrupts) -> OpenedModel:
 
 def _check_memory(opened: OpenedModel, freed: int) -> None:
     """Refuse weights that will not fit when ``freed`` bytes are free again."""
-    needed, available = _parameter_bytes(opened), _available_bytes() + freed
+    needed, available = _parameter_bytes(opened), available_bytes() + freed
     if needed > available:
         raise TxlabError(
             f"{opened.settings.name} needs {needed / 1e9:.1f} GB in {opened.settings.dtype}, and there will be "
@@ -153,7 +153,7 @@ def _parameter_bytes(opened: OpenedModel) -> int:
     return size * (total + max(map(prod, shapes.values())))
 
 
-def _available_bytes() -> int:
+def available_bytes() -> int:
     """Memory that is free on the device: what it reports, else the host's."""
     import jax
     import psutil
