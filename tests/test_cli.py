@@ -9,8 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
+from tests.notebook.conftest import free_port
+from tests.signals import default_signals
 from txlab import cli
 from txlab.notebook.errors import TxlabError
 
@@ -29,11 +32,15 @@ def txlab(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[s
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
 
 
-def test_serve_until_interrupted(tiny_llama: Path, env: dict[str, str]) -> None:
-    import httpx
+def start_server(*arguments: str, env: dict[str, str], ignored: tuple[int, ...] = ()) -> subprocess.Popen[str]:
+    """``txlab serve`` in a process that begins with the signals ``ignored``, and all others at their defaults."""
+    command = [sys.executable, "-m", "txlab.cli", "serve", *arguments]
+    with default_signals(ignored=ignored):
+        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    command = [sys.executable, "-m", "txlab.cli", "serve", str(tiny_llama), "--api-key", "tml-mine"]
-    server = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+def test_serve_until_interrupted(tiny_llama: Path, env: dict[str, str]) -> None:
+    server = start_server(str(tiny_llama), "--api-key", "tml-mine", env=env)
     assert server.stdout is not None
     lines = [server.stdout.readline() for _ in range(4)]
     assert str(tiny_llama) in lines[0]
@@ -46,6 +53,41 @@ def test_serve_until_interrupted(tiny_llama: Path, env: dict[str, str]) -> None:
     _, errors = server.communicate(timeout=60)
     assert server.returncode == 0
     assert "Traceback" not in errors
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="is about POSIX signals")
+@pytest.mark.parametrize(
+    ("ignored", "without_effect", "ends"),
+    [
+        ((), None, "SIGTERM"),
+        ((), None, "SIGHUP"),
+        (("SIGINT",), None, "SIGINT"),  # in the background of a script
+        (("SIGHUP",), "SIGHUP", "SIGTERM"),  # below nohup
+    ],
+)
+def test_signals_that_end_a_server(
+    tiny_llama: Path, env: dict[str, str], tmp_path: Path, ignored: tuple[str, ...], without_effect: str, ends: str
+) -> None:
+    numbers = tuple(getattr(signal, name) for name in ignored)
+    port = free_port()
+    server = start_server(
+        str(tiny_llama), "--port", str(port), env=env | {"JUPYTER_RUNTIME_DIR": str(tmp_path)}, ignored=numbers
+    )
+    try:
+        assert server.stdout is not None
+        assert "Ctrl-C stops it.\n" in iter(server.stdout.readline, "")
+        assert [*tmp_path.glob("txlab-*.json")] != []
+        if without_effect:
+            server.send_signal(getattr(signal, without_effect))
+            for _ in range(3):
+                assert httpx.get(f"http://127.0.0.1:{port}/api/v1/healthz").status_code == 200
+        server.send_signal(getattr(signal, ends))
+        _, errors = server.communicate(timeout=60)
+    finally:
+        server.kill()
+    assert server.returncode == 0
+    assert "Traceback" not in errors
+    assert [*tmp_path.glob("txlab-*.json")] == []
 
 
 ELSEWHERE = """

@@ -129,6 +129,33 @@ def test_it_follows_the_labs(jupyter: str, tiny_llama: Path) -> None:
     second.stop()
 
 
+KILLED = """
+import sys, txlab
+lab = txlab.serve(sys.argv[1])
+print("there", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_lab_that_died_is_named(jupyter: str, tiny_llama: Path) -> None:
+    health = f"{jupyter}txlab/api/v1/healthz"
+    command = [sys.executable, "-c", KILLED, str(tiny_llama)]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert "there\n" in iter(other.stdout.readline, "")
+    (url,) = proxy.announced()
+    assert get(health).status_code == 200
+    other.kill()
+    other.communicate()
+    for _ in range(2):  # also when the note is gone
+        answer = get(health)
+        assert answer.status_code == 503
+        assert f"The lab at {url} has ended" in answer.text
+    again = serve(str(tiny_llama))
+    assert get(health).status_code == 200
+    again.stop()
+
+
 # ------------------------------------------------------------------------------------------- the notes
 
 

@@ -33,7 +33,10 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that ``import txlab`` costs nothing."""
     if name not in _HOMES:
         raise AttributeError(f"module 'txlab' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    from txlab.notebook.imports import whole_imports
+
+    with whole_imports():
+        return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
@@ -42,13 +45,16 @@ def __dir__() -> list[str]:
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """``%load_ext txlab``: register the magics, their completion, the faces of the SDK's objects, and hints."""
-    from txlab.notebook import completion, formatters, hints
-    from txlab.notebook.magics import LabMagics
+    from txlab.notebook.imports import whole_imports
 
-    shell.register_magics(LabMagics)
-    completion.install(shell)
-    formatters.register(shell)
-    hints.register(shell)
+    with whole_imports():
+        from txlab.notebook import completion, formatters, hints
+        from txlab.notebook.magics import LabMagics
+
+        shell.register_magics(LabMagics)
+        completion.install(shell)
+        formatters.register(shell)
+        hints.register(shell)
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:

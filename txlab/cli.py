@@ -83,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def serve_forever(args: argparse.Namespace) -> int:
-    """Serve until Ctrl-C or SIGTERM."""
+    """Serve until Ctrl-C, SIGTERM or SIGHUP."""
     from txlab.notebook.lab import serve
     from txlab.notebook.logs import LOGGERS
 
@@ -92,16 +92,40 @@ def serve_forever(args: argparse.Namespace) -> int:
     for name in LOGGERS:
         logging.getLogger(name).addHandler(to_terminal)
     settings = Settings(server=ServerSettings(host=args.host))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    take_signals()
     lab = serve(args.model, port=args.port, api_key=args.api_key, loop="thread", root=args.root, settings=settings)
     try:
         print("Ctrl-C stops it.", flush=True)
         wait_for_interrupt()
     except KeyboardInterrupt:
-        print("stopping", flush=True)
+        if sys.stdout.isatty():  # a terminal that has hung up is none
+            print("stopping", flush=True)
     finally:
+        ignore_repeats()
         lab.stop()
     return 0
+
+
+def take_signals() -> None:
+    """Let each signal that asks for the end interrupt the main thread. SIGHUP that is ignored stays so: nohup asks it.
+
+    A script ignores SIGINT for what it starts in the background, so Python has not taken that.
+    """
+    for number in (signal.SIGINT, *_ending_signals()):
+        signal.signal(number, signal.default_int_handler)
+
+
+def ignore_repeats() -> None:
+    """Ask for the end once: who sends SIGTERM often sends SIGHUP too. A second Ctrl-C still ends the wait for it."""
+    for number in _ending_signals():
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _ending_signals() -> list[int]:
+    numbers: list[int] = [signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    return numbers
 
 
 def wait_for_interrupt() -> NoReturn:
@@ -139,7 +163,7 @@ def bench(args: argparse.Namespace) -> int:
     from txlab.engine.engine import Engine
     from txlab.engine.requests import RequestError
     from txlab.notebook.errors import TxlabError
-    from txlab.notebook.lab import load_model
+    from txlab.notebook.preparation import load_model
     from txlab.profiling.bench import run_bench
     from txlab.profiling.profile import run_profile
     from txlab.profiling.report import render_bench, render_profile

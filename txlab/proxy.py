@@ -23,6 +23,10 @@ START_SECONDS = 20.0
 LOCK_SECONDS = 5.0
 CHUNK_BYTES = 1 << 16
 NO_LAB = b"No lab runs on this Jupyter server. Start one in a notebook: %load_ext txlab, then %txserve.\n"
+DEAD_LAB = (
+    "The lab at {} has ended with its kernel. What was saved is still there; sessions are not. "
+    "Start one in a notebook: %load_ext txlab, then %txserve; then make a new ServiceClient.\n"
+)
 
 
 def server_process() -> dict[str, Any]:
@@ -50,23 +54,33 @@ def announce(url: str) -> Iterator[None]:
         note.write_text(json.dumps({"url": url}))
     except OSError as error:  # only ``/txlab/`` needs it
         logger.warning("This lab is not to be found at /txlab/: %s", error)
+    owner = os.getpid()
     try:
         yield
     finally:
-        lock.release()
-        _remove(note)
+        if os.getpid() == owner:  # a forked child that ends has a copy of this
+            lock.release()
+            _remove(note)
 
 
 def announced() -> list[str]:
     """The addresses of the labs of this user, the newest first."""
-    notes = []
+    return _look_around()[0]
+
+
+def _look_around() -> tuple[list[str], list[str]]:
+    """The addresses of the labs that run, and of those whose process died since anybody looked; the newest first."""
+    running: list[tuple[int, str]] = []
+    died: list[tuple[int, str]] = []
     for note in _folder().glob("txlab-*.json"):
         with suppress(OSError, ValueError, KeyError):  # gone meanwhile, or half written
-            if _is_alive(note):
-                notes.append((note.stat().st_mtime_ns, str(json.loads(note.read_text())["url"])))
-            else:
-                _remove(note)  # what its port carries now may be anything
-    return [url for _, url in sorted(notes, reverse=True)]
+            alive = _is_alive(note)
+            try:
+                (running if alive else died).append((note.stat().st_mtime_ns, str(json.loads(note.read_text())["url"])))
+            finally:
+                if not alive:
+                    _remove(note)  # what its port carries now may be anything
+    return [url for _, url in sorted(running, reverse=True)], [url for _, url in sorted(died, reverse=True)]
 
 
 def _is_alive(note: Path) -> bool:
@@ -101,18 +115,27 @@ def _folder() -> Path:
 
 async def forward(port: int) -> None:
     """Pass connections to ``port`` on to the newest lab, until cancelled."""
-    async with await asyncio.start_server(_pass_on, "127.0.0.1", port) as server:
+    async with await asyncio.start_server(_Passage().take, "127.0.0.1", port) as server:
         await server.serve_forever()
 
 
-async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    for url in announced():
-        address = urlsplit(url)
-        with suppress(OSError):  # one that is about to stop
-            lab_reader, lab_writer = await asyncio.open_connection(address.hostname, address.port)
-            await asyncio.gather(_copy(reader, lab_writer), _copy(lab_reader, writer))
-            return
-    await _refuse(reader, writer)
+class _Passage:
+    """Passes connections on, and remembers the last lab that died, so that its clients are told."""
+
+    def __init__(self) -> None:
+        self._died: str | None = None
+
+    async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Pass one connection on."""
+        running, died = _look_around()
+        self._died = next(iter(died), self._died)
+        for url in running:
+            address = urlsplit(url)
+            with suppress(OSError):  # one that is about to stop
+                lab_reader, lab_writer = await asyncio.open_connection(address.hostname, address.port)
+                await asyncio.gather(_copy(reader, lab_writer), _copy(lab_reader, writer))
+                return
+        await _refuse(reader, writer, DEAD_LAB.format(self._died).encode() if self._died else NO_LAB)
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -124,10 +147,10 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.close()
 
 
-async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, text: bytes) -> None:
     """Answer 503 to whatever is asked."""
-    head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Length: {len(NO_LAB)}\r\n"
-    writer.write(head.encode() + b"Content-Type: text/plain\r\nConnection: close\r\n\r\n" + NO_LAB)
+    head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Length: {len(text)}\r\n"
+    writer.write(head.encode() + b"Content-Type: text/plain\r\nConnection: close\r\n\r\n" + text)
     with suppress(ConnectionError):
         while await reader.read(CHUNK_BYTES):  # a reset before all was read would lose the answer
             pass

@@ -52,7 +52,6 @@ CHANGES: dict[str, Callable[[Lab], object]] = {
     "fork": lambda lab: lab.fork("probe", "other"),
     "unload": lambda lab: lab.unload("probe"),
     "training_client": lambda lab: lab.training_client("probe"),
-    "log": lambda lab: lab.log("probe", 1, reward=0.5),
 }
 
 

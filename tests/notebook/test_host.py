@@ -52,8 +52,17 @@ def test_answers_from_the_moment_start_returns(hosted: tuple[Host, str]) -> None
     assert httpx.get(hosted[1]).text == "here"
 
 
-def test_signals_stay_where_they_were(hosted: tuple[Host, str]) -> None:
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+def test_signals_stay_where_they_were() -> None:
+    def handler(*_: object) -> None: ...
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        host, _ = serve(App())
+        assert signal.getsignal(signal.SIGINT) is handler
+        host.stop()
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_stop_frees_the_port_at_once(hosted: tuple[Host, str]) -> None:

@@ -156,7 +156,7 @@ def load_parameters(
     Raises WeightsError for missing, unexpected or misshapen tensors.
     """
     shapes = parameter_shapes(config)
-    _check_names(config, tensors)
+    check_names(config, tensors)
     total = sum(len(_names(name, tensors, config)) for name in shapes)
     parameters: dict[str, jax.Array | list[jax.Array]] = {}
     with progress(total, "Loading weights", "tensor") as bar:
@@ -191,7 +191,8 @@ def _read(tensors: Tensors, name: str, shape: tuple[int, ...], dtype: str) -> np
     return np.ascontiguousarray(array, jnp.dtype(dtype))
 
 
-def _check_names(config: ModelConfig, tensors: Tensors) -> None:
+def check_names(config: ModelConfig, tensors: Tensors) -> None:
+    """Raise WeightsError where tensors are missing or unexpected."""
     expected = {tensor for parameter in parameter_shapes(config) for tensor in _names(parameter, tensors, config)}
     ignored = {tensors.spelling["unembedding"]} if config.tie_word_embeddings else set()
     unexpected = {name for name in tensors.names - expected - ignored if not name.endswith("rotary_emb.inv_freq")}

@@ -12,7 +12,7 @@ import numpy as np
 from txlab.engine.adapter_history import LEARNING_RATE, OWN_CURVES, Point
 from txlab.engine.bus import EventBus
 from txlab.engine.events import MetricsLogged
-from txlab.notebook.adapters import find_adapter
+from txlab.notebook.adapters import namesakes
 from txlab.notebook.errors import TxlabError, shortly
 from txlab.notebook.served import LabPart
 from txlab.notebook.views.tables import Column, face_html, plural, table_html, table_text
@@ -88,17 +88,16 @@ class Histories(LabPart):
         Any thread may call it.
 
         Args:
-            adapter: its name or run id.
+            adapter: its name or run id; of several that are called the same the newest.
             step: the optimizer step that they belong to, counted from 1; None is the last one taken.
             metrics: numbers by name, of Python, NumPy or JAX; NaN and infinities are allowed.
 
         Raises:
-            TxlabError: the lab is stopped, there is no such adapter, several are called so, or an argument is not as
-                it should be.
+            TxlabError: the lab is stopped, there is no such adapter, or an argument is not as it should be.
         """
         self._serving()
         values, at = as_metrics(metrics), None if step is None else as_step(step)
-        model_id = find_adapter(self._bus.view().adapters, adapter).model_id
+        model_id = namesakes(self._bus.view().adapters, adapter)[0].model_id
         self._bus.publish(MetricsLogged(model_id, values, at))
 
     def history(self, run: str) -> History:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import uvicorn
 
 from txlab.notebook.errors import TxlabError
+from txlab.notebook.forks import in_forked_child, let_go
 from txlab.notebook.loops import LOOPS, choose_loop, heartbeat
 
 SWITCH_SECONDS = 0.001  # how long a computing cell may hold the interpreter; Python's 5 ms would delay every request
@@ -23,6 +24,13 @@ GRACE_SECONDS = 1  # for requests still held when the server stops
 STOP_SECONDS = 5.0
 
 T = TypeVar("T")
+
+
+@contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket of ``bind``, which forked children do not keep open."""
+    with bind(host, port) as listener, in_forked_child(lambda: let_go(listener.fileno())):
+        yield listener
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -57,7 +65,7 @@ class Host:
 
     def __init__(self, app: Any, listener: socket.socket, loop: str, before_stop: Callable[[], None]):
         self.loop_name = choose_loop(loop)
-        self._listener = listener
+        self.listener = listener
         self._server = _Server(
             uvicorn.Config(
                 app,
@@ -81,8 +89,9 @@ class Host:
             stack.enter_context(_switch_interval(SWITCH_SECONDS))
             stack.enter_context(heartbeat())
             loop = stack.enter_context(LOOPS[self.loop_name]())
-            asyncio.run_coroutine_threadsafe(self._server.open(self._listener), loop).result()
+            asyncio.run_coroutine_threadsafe(self._server.open(self.listener), loop).result()
             stack.callback(self._close, loop)
+            stack.enter_context(in_forked_child(self._server.let_go_of_connections))
             self._stack = stack.pop_all()
         self._loop = loop
 
@@ -141,6 +150,11 @@ class _Server(uvicorn.Server):
         await asyncio.wait({self._serving})
         if cancelled := set(self.server_state.tasks):
             await asyncio.wait(cancelled, timeout=GRACE_SECONDS)
+
+    def let_go_of_connections(self) -> None:
+        """Give up a forked child's copies of the connections, whose clients would not see the parent's end."""
+        for connection in self.server_state.connections:
+            let_go(connection.transport.get_extra_info("socket").fileno())
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -21,14 +20,18 @@ from txlab.notebook.controls import Controls
 from txlab.notebook.datums import Faces
 from txlab.notebook.errors import TxlabError
 from txlab.notebook.exchange import Exchange
+from txlab.notebook.forks import in_forked_child, quiet_shell_commands
 from txlab.notebook.history import Histories, keep_history
-from txlab.notebook.host import Host, bind
+from txlab.notebook.host import Host
+from txlab.notebook.imports import whole_imports
+from txlab.notebook.interrupts import Interrupts
 from txlab.notebook.logs import LogBuffer, Logs
 from txlab.notebook.loops import choose_loop
 from txlab.notebook.losses import OwnLosses
 from txlab.notebook.own_client import OwnClient
 from txlab.notebook.pins import Pins
 from txlab.notebook.playground import Playing
+from txlab.notebook.preparation import Predecessor, Prepared, load_weights, prepare
 from txlab.notebook.report import Reports
 from txlab.notebook.runs import Inventory
 from txlab.notebook.samples import Sampling
@@ -67,54 +70,68 @@ class Lab(Access, OwnLosses, Sampling, Exchange, Reports, Faces, Histories, Cont
 
     # -------------------------------------------------------------------------- start and stop
 
-    def start(self) -> Lab:
+    def start(self, replacing: Lab | None = None) -> Lab:
         """Load the model and serve it; returns when the server answers.
 
-        Raises TxlabError where another lab runs, the port is taken or the model cannot be had; nothing is left open.
+        The running lab goes, where it is ``replacing``, once all but the weights is known to be right. Raises
+        TxlabError where another lab runs, the port is taken or the model cannot be had; nothing is left open. So does
+        an interrupt, which waits until imports are whole.
         """
-        if Lab.current is not None:
+        if Lab.current is not None and Lab.current is not replacing:
             raise TxlabError(f"txlab already serves {Lab.current.model} in this process. Stop that lab first.")
-        with ExitStack() as stack:
-            self._open(stack)
+        with whole_imports() as interrupts, ExitStack() as stack:
+            self._open(stack, replacing, interrupts)
+            interrupts.check()
+            stack.enter_context(in_forked_child(self._leave_to_parent))
             stack.callback(self._forget)
             self._stack = stack.pop_all()
-        self._started = time.monotonic()
-        Lab.current = self
-        atexit.register(self.stop)
+            self._started = time.monotonic()
+            Lab.current = self
+            atexit.register(self.stop)
+        quiet_shell_commands()
         return self
 
     def stop(self) -> None:
         """End the server, free its port and the device memory, freeze the board. A second call does nothing."""
         self._stack.close()
 
-    def _open(self, stack: ExitStack) -> None:
-        server = self.settings.server
-        listener = stack.enter_context(bind(server.host, server.port))  # a taken port is told before the long wait
-        self.api_key = make_api_key(server.api_key)
+    def _open(self, stack: ExitStack, replacing: Lab | None, interrupts: Interrupts) -> None:
+        old = None if replacing is None else replacing._as_predecessor()
+        prepared = prepare(self.settings, stack, old, interrupts)
+        if replacing is not None:
+            interrupts.check()  # the last moment at which it costs nothing
+            replacing.stop()
         stack.enter_context(self._log.capture())
-        base = load_model(self.settings)
+        with interrupts.allowed():
+            base = load_weights(prepared.opened)
         self._tokenizer = base.tokenizer
-        port = listener.getsockname()[1]
-        self.url = f"http://{_in_url(server.host)}:{port}"
-        self._served = self._launch(base, listener, replace(server, port=port, api_key=self.api_key), stack)
+        self.api_key = prepared.api_key
+        host, port = self.settings.server.host, prepared.listener.getsockname()[1]
+        self.url = f"http://{_in_url(host)}:{port}"
+        server = replace(self.settings.server, port=port, api_key=self.api_key)
+        self._served = self._launch(base, prepared, server, stack)
         self._pins = Pins(self._bus, self._served.engine)
         stack.callback(self._pins.close)
         stack.enter_context(served_tokenizer(self.model, base.tokenizer_dir))
         stack.enter_context(announce(self.url))
         stack.enter_context(environment({"TINKER_BASE_URL": self.url, "TINKER_API_KEY": self.api_key}))
 
-    def _launch(self, base: BaseModel, listener: socket.socket, server: ServerSettings, stack: ExitStack) -> Served:
+    def _as_predecessor(self) -> Predecessor:
+        """What the lab that replaces this one takes over."""
+        served = self._serving()
+        freed = max(served.base.memory_bytes, self._bus.view().load.device_bytes)
+        return Predecessor(self.settings.server.host, served.host.listener, self.api_key, freed)
+
+    def _launch(self, base: BaseModel, prepared: Prepared, server: ServerSettings, stack: ExitStack) -> Served:
         """Start the engine of a model and the API over it."""
         from txlab.engine.engine import Engine
         from txlab.server.app import create_app
-        from txlab.store.store import Store
 
         engine = Engine(base, self.settings.engine, self._bus)
-        store = Store(self.settings.store.root)
-        stack.callback(store.close)  # after the server, which records how its sessions end
+        store = prepared.store  # closed after the server, which records how its sessions end
         stack.callback(keep_history(self._bus, store.records))
         app = create_app(engine, store, server)
-        host = Host(app, listener, self.loop, before_stop=app.state.server.close)
+        host = Host(app, prepared.listener, self.loop, before_stop=app.state.server.close)
         host.start()
         stack.callback(host.stop)
         stack.callback(engine.stop)  # before the host stops: held requests are answered, not cut off
@@ -129,6 +146,13 @@ class Lab(Access, OwnLosses, Sampling, Exchange, Reports, Faces, Histories, Cont
         self._boards.close()
         self._close_playground()
         self._served = None
+        Lab.current = None
+        atexit.unregister(self.stop)
+
+    def _leave_to_parent(self) -> None:
+        """Be a stopped lab, in a forked child: everything that this one holds is its parent's."""
+        self._inherited = self._served, self._stack  # kept, as to end them would end what the parent has
+        self._served, self._stack = None, ExitStack()
         Lab.current = None
         atexit.unregister(self.stop)
 
@@ -282,7 +306,8 @@ def serve(
         loop: ``control`` (the kernel's control loop), ``main`` (the loop of the cells), ``thread``; ``auto`` is
             ``control`` in a kernel and ``thread`` elsewhere.
         root: folder of the checkpoints.
-        restart: stop a running lab first.
+        restart: replace a running lab. It goes on where the new one cannot be had, as far as that shows before its
+            weights are read; its port and key stay unless others are asked for.
         settings: everything else; the arguments above win.
 
     Raises:
@@ -294,11 +319,14 @@ def serve(
         asked = {"model": model, "port": port or None, "api_key": api_key, "loop": loop if loop != "auto" else None}
         _check_same(running, asked, wanted if settings or root else None)
         return running
-    choose_loop(loop)  # a wrong name must not cost the running lab
-    if running is not None:
-        running.stop()
     started = time.monotonic()
-    lab = Lab(wanted, loop).start()
+    lab = Lab(wanted, loop)
+    try:
+        lab.start(replacing=running)
+    except BaseException as error:
+        if running is not None and not running.running:
+            error.add_note(f"The lab that served {running.model} is stopped: adapters that were not saved are gone.")
+        raise
     print(f"txlab serves {lab.model} at {lab.url} (ready in {time.monotonic() - started:.1f} s). In a terminal:")
     print(lab.exports())
     return lab
@@ -329,30 +357,6 @@ def _check_same(running: Lab, asked: Mapping[str, object], wanted: Settings | No
             f"txlab already serves {running.model} at {running.url}; you asked for {', '.join(differ)}. "
             "Add --restart (restart=True) to replace it; adapters that were not saved are lost then."
         )
-
-
-def make_api_key(wanted: str | None) -> str:
-    """``wanted``, or a random key. Raises TxlabError for a key that the SDK would refuse to send."""
-    from txlab.server.auth import check_api_key, new_api_key
-
-    try:
-        return check_api_key(wanted) if wanted is not None else new_api_key()
-    except ValueError as error:
-        raise TxlabError(str(error)) from None
-
-
-def load_model(settings: Settings) -> BaseModel:
-    """The base model that ``settings`` name. Raises TxlabError where it cannot be had."""
-    from txlab.models.base import load_base
-    from txlab.models.config import UnsupportedModel
-    from txlab.models.sources import ModelNotFound
-    from txlab.models.tokenizer import TokenizerError
-    from txlab.models.weights import WeightsError
-
-    try:
-        return load_base(settings.model)
-    except (ModelNotFound, UnsupportedModel, TokenizerError, WeightsError) as error:
-        raise TxlabError(str(error)) from None
 
 
 @contextmanager

@@ -33,7 +33,7 @@ class LabMagics(Magics):
     @argument("--port", type=int, default=0, help="port to serve on; 0 is any free one")
     @argument("--api-key", help="key that clients must send (default: a random one)")
     @argument("--loop", default="auto", choices=("auto", "control", "main", "thread"), help="loop that serves")
-    @argument("--restart", action="store_true", help="stop a running lab first")
+    @argument("--restart", action="store_true", help="replace a running lab; its port and key stay unless given")
     @example("lab = %txserve Qwen/Qwen3-0.6B")
     @line_magic
     def txserve(self, line: str) -> Lab:

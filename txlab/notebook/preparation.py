@@ -1,0 +1,190 @@
+"""What a start can get and check before the lab that it replaces must go: whatever fails here costs nothing."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+from txlab.config import ServerSettings, Settings, StoreSettings
+from txlab.notebook.errors import TxlabError
+from txlab.notebook.forks import in_forked_child, let_go
+from txlab.notebook.host import listening
+from txlab.notebook.imports import import_everything
+from txlab.notebook.interrupts import Interrupts
+
+if TYPE_CHECKING:
+    from txlab.models.base import BaseModel, OpenedModel
+    from txlab.store.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Predecessor:
+    """A running lab, as far as the one that replaces it takes over from it."""
+
+    host: str
+    listener: socket.socket
+    api_key: str
+    memory_bytes: int  # that it gives back
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything that a lab needs but its weights."""
+
+    listener: socket.socket
+    api_key: str
+    store: Store
+    opened: OpenedModel
+
+
+def prepare(settings: Settings, stack: ExitStack, old: Predecessor | None, interrupts: Interrupts) -> Prepared:
+    """Find and check what ``settings`` name. ``stack`` closes it again.
+
+    Where a lab is replaced, its port and its key are kept unless others are asked for: so its clients see that their
+    sessions ended. Raises TxlabError.
+    """
+    listener = stack.enter_context(_listening(settings.server, old))  # a taken port is told before the long wait
+    import_everything()
+    interrupts.check()
+    interrupts.notice = lambda: "Interrupted: undoing what was started."
+    api_key = _api_key(settings.server.api_key, old)
+    _check_flags(settings.server)
+    store = _open_store(settings.store)
+    stack.callback(store.close)
+    opened = _open_model(settings, interrupts)
+    if old is not None:
+        _check_memory(opened, old.memory_bytes)
+    return Prepared(listener, api_key, store, opened)
+
+
+def make_api_key(wanted: str | None) -> str:
+    """``wanted``, or a random key. Raises TxlabError for a key that the SDK would refuse to send."""
+    from txlab.server.auth import check_api_key, new_api_key
+
+    try:
+        return check_api_key(wanted) if wanted is not None else new_api_key()
+    except ValueError as error:
+        raise TxlabError(str(error)) from None
+
+
+def load_weights(opened: OpenedModel) -> BaseModel:
+    """The opened model with its weights. Raises TxlabError."""
+    from txlab.models.base import load_opened
+
+    with _model_errors():
+        return load_opened(opened)
+
+
+def load_model(settings: Settings) -> BaseModel:
+    """The base model that ``settings`` name. Raises TxlabError where it cannot be had."""
+    from txlab.models.base import load_base
+
+    with _model_errors():
+        return load_base(settings.model)
+
+
+def _api_key(wanted: str | None, old: Predecessor | None) -> str:
+    return old.api_key if wanted is None and old is not None else make_api_key(wanted)
+
+
+def _check_flags(server: ServerSettings) -> None:
+    from txlab.server.wire.service import check_flags
+
+    try:
+        check_flags(server.flags)
+    except ValueError as error:
+        raise TxlabError(f"settings.server.flags: {error}") from None
+
+
+def _open_store(settings: StoreSettings) -> Store:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from txlab.store.store import Store
+
+    try:
+        return Store(settings.root)
+    except (OSError, SQLAlchemyError) as error:
+        reason = getattr(error, "orig", None) or getattr(error, "strerror", None) or error
+        raise TxlabError(
+            f"Checkpoints cannot be kept in {settings.root}: {reason}. Choose another folder (root=..., or TXLAB_HOME)."
+        ) from None
+
+
+def _open_model(settings: Settings, interrupts: Interrupts) -> OpenedModel:
+    from txlab.models.base import open_model
+    from txlab.models.sources import resolve
+    from txlab.models.weights import check_names
+
+    with _model_errors():
+        with interrupts.allowed():  # a download takes minutes
+            resolve(settings.model.name, settings.model)
+        opened = open_model(settings.model)
+        check_names(opened.config, opened.tensors)
+    return opened
+
+
+def _check_memory(opened: OpenedModel, freed: int) -> None:
+    """Refuse weights that will not fit when ``freed`` bytes are free again."""
+    needed, available = _parameter_bytes(opened), available_bytes() + freed
+    if needed > available:
+        raise TxlabError(
+            f"{opened.settings.name} needs {needed / 1e9:.1f} GB in {opened.settings.dtype}, and there will be "
+            f"{available / 1e9:.1f} GB when the running lab is gone. It goes on. Choose a smaller model, or a smaller "
+            f'dtype: settings=txlab.Settings(model=ModelSettings(dtype="bfloat16")).'
+        )
+
+
+def _parameter_bytes(opened: OpenedModel) -> int:
+    """Memory of the weights while they are loaded: all of them, and the largest once more as it is read."""
+    import jax.numpy as jnp
+
+    from txlab.models.decoder import parameter_shapes
+
+    try:
+        size = jnp.dtype(opened.settings.dtype).itemsize
+    except TypeError:
+        raise TxlabError(f"There is no dtype {opened.settings.dtype!r}: choose float32 or bfloat16.") from None
+    shapes, layers = parameter_shapes(opened.config), opened.config.num_layers
+    total = sum(prod(shape) * (layers if name.startswith("layers.") else 1) for name, shape in shapes.items())
+    return size * (total + max(map(prod, shapes.values())))
+
+
+def available_bytes() -> int:
+    """Memory that is free on the device: what it reports, else the host's."""
+    import jax
+    import psutil
+
+    report = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" in report:
+        return report["bytes_limit"] - report.get("bytes_in_use", 0)
+    return psutil.virtual_memory().available
+
+
+@contextmanager
+def _listening(server: ServerSettings, old: Predecessor | None) -> Iterator[socket.socket]:
+    """A listener of the server's address: the old lab's, if that is its address too, else a new one."""
+    if old is None or server.host != old.host or server.port not in (0, old.listener.getsockname()[1]):
+        with listening(server.host, server.port) as listener:
+            yield listener
+        return
+    # Its twin: so nobody takes the port in between, and who connects meanwhile waits instead of being refused.
+    with old.listener.dup() as listener, in_forked_child(lambda: let_go(listener.fileno())):
+        yield listener
+
+
+@contextmanager
+def _model_errors() -> Iterator[None]:
+    """Tell what is wrong with a model as a TxlabError."""
+    from txlab.models.config import UnsupportedModel
+    from txlab.models.sources import ModelNotFound
+    from txlab.models.tokenizer import TokenizerError
+    from txlab.models.weights import WeightsError
+
+    try:
+        yield
+    except (ModelNotFound, UnsupportedModel, TokenizerError, WeightsError) as error:
+        raise TxlabError(str(error)) from None
