@@ -42,17 +42,18 @@ def __dir__() -> list[str]:
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """``%load_ext txlab``: register the magics, their completion and the faces of the SDK's objects."""
-    from txlab.notebook import completion, formatters
+    from txlab.notebook import completion, formatters, interrupts
     from txlab.notebook.magics import LabMagics
 
     shell.register_magics(LabMagics)
     completion.install(shell)
     formatters.register(shell)
+    interrupts.install(shell)
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
     """``%unload_ext txlab``: stop the lab and remove what was registered."""
-    from txlab.notebook import completion, formatters
+    from txlab.notebook import completion, formatters, interrupts
     from txlab.notebook.lab import Lab
     from txlab.notebook.magics import LabMagics
 
@@ -60,6 +61,7 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
         Lab.current.stop()
     completion.uninstall(shell)
     formatters.unregister(shell)
+    interrupts.uninstall(shell)
     for kind, names in LabMagics.magics.items():
         for name in names:
             shell.magics_manager.magics[kind].pop(name, None)

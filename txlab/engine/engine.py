@@ -280,7 +280,7 @@ class Engine:
         passes = self._pending_steps[model_id].passes
         self._refuse(model_id, running + queued)
         self._show_state(model_id)
-        return StoppedRun(len(running + queued), len(jobs), passes)
+        return StoppedRun(len(running + queued), len(jobs), passes, self._adapters.address(model_id))
 
     def _refuse(self, model_id: str, tickets: Items[Ticket]) -> None:
         """Fail requests of a stopped adapter. Where a pass is among them, or was dropped, its step may not run."""
@@ -453,7 +453,7 @@ class Engine:
                 f"the sampler {request.snapshot_id!r} is gone: its weights were dropped to make room for newer ones. "
                 "Save weights that you want to keep with save_weights_for_sampler(name)."
             ) from None
-        model_id = snapshot and snapshot.model_id
+        model_id = None if snapshot is None else snapshot.model_id
         if request.of_run and model_id is not None and self._scheduler.stopped(model_id):
             raise self._stopped(model_id)
         self._sampling[self._sampler.add(request, snapshot)] = ticket

@@ -385,6 +385,7 @@ class StoppedRun:
     requests: int  # of training, that ran or waited
     samples: int  # requests for samples, too
     passes: int  # whose accumulated gradients were dropped
+    address: str  # what the adapter is called, or its id where others are called the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,6 +406,4 @@ class InterruptedRuns:
     runs: tuple[UnsteppedPasses, ...]
 
 
-Result = (
-    ForwardBackwardResult | OptimStepResult | SampleResult | AdapterState | StoppedRun | InterruptedRuns | None
-)
+Result = ForwardBackwardResult | OptimStepResult | SampleResult | AdapterState | StoppedRun | InterruptedRuns | None

@@ -76,7 +76,7 @@ async def forward_backward(request: Request, server: Server) -> UntypedFuture:
 
 @asynccontextmanager
 async def _told_later(backward: bool) -> AsyncIterator[None]:
-    """Tell of a pass that failed a little later: a client that knows of it is told apart from one that sent on ahead."""
+    """Tell of a failed pass a little later, so that a client that knows of it differs from one that sent on ahead."""
     try:
         yield
     except Exception:
