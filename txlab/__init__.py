@@ -48,18 +48,19 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     from txlab.notebook.imports import whole_imports
 
     with whole_imports():
-        from txlab.notebook import completion, formatters, hints
+        from txlab.notebook import completion, formatters, hints, interrupted_cells
         from txlab.notebook.magics import LabMagics
 
         shell.register_magics(LabMagics)
         completion.install(shell)
         formatters.register(shell)
         hints.register(shell)
+        interrupted_cells.install(shell)
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
     """``%unload_ext txlab``: stop the lab and remove what was registered."""
-    from txlab.notebook import completion, formatters, hints
+    from txlab.notebook import completion, formatters, hints, interrupted_cells
     from txlab.notebook.lab import Lab
     from txlab.notebook.magics import LabMagics
 
@@ -68,6 +69,7 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
     completion.uninstall(shell)
     formatters.unregister(shell)
     hints.unregister(shell)
+    interrupted_cells.uninstall(shell)
     for kind, names in LabMagics.magics.items():
         for name in names:
             shell.magics_manager.magics[kind].pop(name, None)

@@ -122,7 +122,7 @@ def test_one_failing_pass_fails_no_other(engine, client: Client, another: Client
         bad.result(60)
     assert good.result(60).metrics["loss:sum"] > 0
     monkeypatch.undo()
-    assert client.step(ADAM).metrics["grad_norm"] == 0
+    client.nothing_is_left()
     assert another.step(ADAM).metrics["grad_norm"] > 0
 
 

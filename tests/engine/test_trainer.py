@@ -374,4 +374,4 @@ def test_a_loss_that_is_not_finite_fails_its_request_and_no_gradient(client: Cli
             datum(4, logprobs=-1, advantages=1), datum(4, logprobs=-1e4, advantages=1), loss="importance_sampling"
         )
     assert error.value.category == "user"
-    assert client.step(AdamParams()).metrics["grad_norm"] == 0
+    client.nothing_is_left()

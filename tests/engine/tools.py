@@ -6,15 +6,18 @@ from concurrent.futures import Future
 from itertools import count
 
 import numpy as np
+import pytest
 
 from tests.models.compute import segment_attention
 from txlab.engine.engine import Engine
 from txlab.engine.requests import (
+    AdamParams,
     CreateAdapter,
     Datum,
     ForwardBackward,
     OptimStep,
     Request,
+    RequestError,
     SamplingParams,
     TakeSnapshot,
 )
@@ -89,3 +92,10 @@ class Client:
     def snapshot(self, snapshot_id: str) -> str:
         self.send(TakeSnapshot, snapshot_id=snapshot_id).result(120)
         return snapshot_id
+
+    def nothing_is_left(self) -> None:
+        """A pass failed or was dropped: its step is refused, and no gradient of it enters the next one."""
+        with pytest.raises(RequestError, match="this optim_step was refused, and nothing has moved"):
+            self.step(AdamParams())
+        self.forward_backward(datum(5, weights=0.0))
+        assert self.step(AdamParams()).metrics["grad_norm"] == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 
@@ -105,8 +105,61 @@ def test_a_stopped_client_is_told_at_once_and_may_go_on(lab: Lab, client: tinker
             assert isinstance(error, tinker.RequestFailedError)
             assert f"stopped from the lab: the run of adapter {name!r} was ended by its user" in str(error)
             assert error.category == types.RequestErrorCategory.User
+    lab.resume(name)
     assert len(train(client, 2)) == 2
     assert view(lab, client.model_id).step == 2
+
+
+def test_a_stop_never_misses_a_live_loop(lab: Lab, client: tinker.TrainingClient, name: str) -> None:
+    """However it falls: while a request runs, while one waits, or between a result and the next request."""
+    given_up = threading.Event()
+
+    def loop() -> None:
+        while not given_up.is_set():
+            train(client, 1)
+
+    with ThreadPoolExecutor(1) as thread:
+        for number in range(36):
+            steps = view(lab, client.model_id).step + number % 3
+            running = thread.submit(loop)
+            until(lambda steps=steps: view(lab, client.model_id).step > steps)
+            time.sleep(number / 36 * 0.02)  # another moment of the loop each time
+            stopped = lab.stop_run(name)
+            if not wait([running], 20).done:
+                given_up.set()
+            error = running.exception(60)
+            assert isinstance(error, tinker.RequestFailedError), f"call {number} missed"
+            assert f"lab.resume({name!r})" in str(error)
+            assert (stopped.name, stopped.model_id) == (name, client.model_id)
+            assert view(lab, client.model_id).state == "stopped"
+            lab.resume(name)
+    assert len(train(client, 1)) == 1
+
+
+def test_a_stopped_run_says_what_ended_and_how_it_goes_on(
+    lab: Lab, service: tinker.ServiceClient, client: tinker.TrainingClient, name: str
+) -> None:
+    assert repr(lab.stop_run(name)) == (
+        f"{name} is stopped. Ended: nothing, it was idle. Its clients' requests are refused until lab.resume({name!r})."
+    )
+    lab.resume(name)
+    client.forward_backward([datum()], "cross_entropy").result(60)
+    lab.pause(name)
+    client.forward_backward([datum()], "cross_entropy")
+    until(lambda: lab._serving().engine._scheduler.queued(client.model_id))
+    assert "Ended: 1 training request, the gradient of 1 forward_backward. " in repr(lab.stop_run(name))
+    lab.stop_run(name)  # once more: no effect
+    for refused in (client.forward_backward([datum()], "cross_entropy"), client.optim_step(ADAM)):
+        with pytest.raises(tinker.RequestFailedError, match=r"a new training client, .* is free to train"):
+            refused.result(60)
+    assert lab.save(name).endswith("lab-step-0000")
+    assert lab.fork(name, "of a stopped one")
+    assert len(train(lab.training_client("of a stopped one"), 1)) == 1
+    fresh = service.create_lora_training_client(lab.model, rank=4, seed=1).result(60)
+    assert len(train(fresh, 1)) == 1
+    lab.resume(name)
+    again = lab.training_client(lab.fork(name, "again"))
+    assert train(client, 1) == train(again, 1)
 
 
 def test_samples_of_a_stopped_run_end_too(lab: Lab, client: tinker.TrainingClient, name: str) -> None:
@@ -118,6 +171,10 @@ def test_samples_of_a_stopped_run_end_too(lab: Lab, client: tinker.TrainingClien
     with pytest.raises(tinker.RequestFailedError, match="stopped from the lab"):
         drawn.result(60)
     params = types.SamplingParams(max_tokens=3, stop=[])
+    with pytest.raises(tinker.RequestFailedError, match="stopped from the lab"):  # a loop that only samples, too
+        sampler.sample(types.ModelInput.from_ints(TOKENS), 1, params).result(60)
+    assert len(lab.sample("a text", name, max_tokens=3).texts) == 1, "the lab looks at it all the same"
+    lab.resume(name)
     assert len(sampler.sample(types.ModelInput.from_ints(TOKENS), 1, params).result(60).sequences[0].tokens) == 3
 
 
@@ -219,7 +276,7 @@ def test_a_rewound_adapter_repeats_itself(lab: Lab, client: tinker.TrainingClien
 
 
 def test_an_adapter_that_never_stepped(lab: Lab, client: tinker.TrainingClient, name: str) -> None:
-    for call in (lab.pause, lab.pause, lab.resume, lab.resume, lab.stop_run):
+    for call in (lab.pause, lab.pause, lab.resume, lab.resume, lab.stop_run, lab.resume):
         call(name)
     assert view(lab, client.model_id).state == "idle"
     assert lab.save(name).endswith("lab-step-0000")
@@ -380,6 +437,7 @@ def test_whatever_is_done_to_one_adapter_another_trains_on_bit_by_bit(
             lab.resume(target)
             lab.unload(lab.fork(target, "passing by"))
             lab.stop_run(target)
+            lab.resume(target)
 
     with ThreadPoolExecutor(4) as threads:
         training, beside = threads.submit(train_on), threads.submit(train, client, 12)
@@ -434,6 +492,7 @@ try:
 except tinker.RequestFailedError as error:
     report["second"] = "stopped from the lab" in str(error)
 thread.join()
+lab.resume("steered")
 report["third"] = client.forward_backward([datum], "cross_entropy").result().metrics["loss:sum"] > 0
 expected = {"paused", "saved", "forked", "first", "second", "third"}
 print(sorted(expected - set(report)), all(report.values()), report["saved"])

@@ -335,3 +335,94 @@ def test_it_may_be_logged_from_any_thread(lab: Lab) -> None:
     assert sorted(history["step"].tolist()) == list(range(50))
     for number in range(4):
         np.testing.assert_array_equal(history[f"metric{number}"], history["step"])
+
+
+# ----------------------------------------------------------------------------------- marks and origins
+
+
+def test_marks_are_kept_and_shown(bus: EventBus, store: Store) -> None:
+    marks = ("zero gradient: no forward_backward since the last step", "<b>")
+    bus.publish(StepCompleted("m", 1, 1e-3, 2.0, 100))
+    bus.publish(StepCompleted("m", 2, 1e-3, 0.0, 100, marks))
+    history = read_history(store.records, "m")
+    assert history.marks == tuple((2, mark) for mark in marks)
+    assert "step 2: zero gradient: no forward_backward since the last step" in repr(history)
+    assert "step 2: &lt;b&gt;" in history._repr_html_()
+    assert "marks" not in history, "columns are numbers"
+
+
+def test_a_folder_of_an_earlier_release_opens(tmp_path: Path) -> None:
+    """Its database has neither marks nor origins."""
+    from sqlalchemy import create_engine, text
+
+    Store(tmp_path).close()
+    with create_engine(f"sqlite:///{tmp_path / 'txlab.db'}").begin() as connection:
+        for table in ("marks", "origins"):
+            connection.execute(text(f"DROP TABLE {table}"))
+    store = Store(tmp_path)
+    bus = EventBus()
+    keep_history(bus, store.records)
+    bus.publish(AdapterCreated("m", "one", LoraConfig(8), 100))
+    bus.publish(StepCompleted("m", 1, 1e-3, 0.0, 100, ("remarkable",)))
+    assert read_history(store.records, "m").marks == ((1, "remarkable"),)
+    store.close()
+
+
+def steps_of(client: tinker.TrainingClient, steps: int) -> None:
+    for _ in range(steps):
+        client.forward_backward([DATUM], "cross_entropy")
+        client.optim_step(types.AdamParams(learning_rate=1e-3)).result(60)
+
+
+def test_a_resumed_adapter_is_called_after_its_checkpoint_and_goes_on_from_its_history(lab: Lab) -> None:
+    service = tinker.ServiceClient()
+    first = service.create_lora_training_client(lab.model, rank=4, user_metadata={"name": "pirate"}).result(60)
+    steps_of(first, 2)
+    path = first.save_state("two").result(60).path
+    lab.log("pirate", 2, reward=0.5)  # of the step that was saved, though later
+    steps_of(first, 1)  # not in the checkpoint
+    second = service.create_training_client_from_state_with_optimizer(path).result(60)
+    steps_of(second, 2)
+    assert lab.adapters[second.model_id].name == "pirate from two"
+    history = lab.history(second.model_id)
+    assert history["step"].tolist() == [1, 2, 3, 4]
+    assert history["tokens"].tolist() == [3, 6, 9, 12]
+    assert (history["seconds"][:2] < 0).all()
+    assert (np.diff(history["time"]).astype(float) >= 0).all()
+    assert history["reward"][1] == 0.5
+    assert history["loss"][:2].tolist() == lab.history("pirate")["loss"][:2].tolist()
+    origin = history.origin
+    assert origin is not None
+    assert (origin.parent_id, origin.parent, origin.checkpoint) == (first.model_id, "pirate", "two")
+    assert (origin.step, origin.rows) == (2, 2)
+    assert f"began with two of pirate ({first.model_id}) at step 2; the first 2 rows are from there" in repr(history)
+    assert lab.history("pirate").origin is None
+    assert lab.history("pirate")["step"].tolist() == [1, 2, 3]
+
+    again = second.save_state("four").result(60).path
+    third = service.create_training_client_from_state_with_optimizer(again).result(60)
+    steps_of(third, 1)
+    assert lab.adapters[third.model_id].name == "pirate from four"
+    assert lab.history(third.model_id)["step"].tolist() == [1, 2, 3, 4, 5]
+    twin = service.create_training_client_from_state_with_optimizer(again).result(60)
+    assert lab.adapters[twin.model_id].name == "pirate from four (2)"
+    named = service.create_training_client_from_state(path, user_metadata={"name": "mine"}).result(60)
+    steps_of(named, 1)
+    assert lab.adapters[named.model_id].name == "mine"
+    weights_only = lab.history("mine")
+    assert weights_only["step"].tolist() == [1], "a fresh optimizer counts from 1, and the run is its own"
+    assert weights_only.origin is not None
+    assert (weights_only.origin.parent, weights_only.origin.rows) == ("pirate", 0)
+
+
+def test_steps_that_the_parent_took_anew_after_the_checkpoint_are_its_own(lab: Lab) -> None:
+    service = tinker.ServiceClient()
+    first = service.create_lora_training_client(lab.model, rank=4, user_metadata={"name": "back"}).result(60)
+    steps_of(first, 2)
+    path = first.save_state("two").result(60).path
+    lab.rewind("back", 1)
+    steps_of(first, 1)
+    resumed = service.create_training_client_from_state_with_optimizer(path).result(60)
+    steps_of(resumed, 1)
+    assert lab.history("back")["step"].tolist() == [1, 2, 2]
+    assert lab.history(resumed.model_id)["step"].tolist() == [1, 2, 3]

@@ -27,7 +27,11 @@ class Recorder:
     [
         (Action("pause", target="m"), ("pause", "m"), "paused; its clients wait"),
         (Action("resume", target="m"), ("resume", "m"), "goes on"),
-        (Action("stop", target="m"), ("stop_run", "m"), "stopped; whoever waited for it was told"),
+        (
+            Action("stop", target="m"),
+            ("stop_run", "m"),
+            "stopped until resumed; its clients are told",
+        ),
         (Action("save", target="m"), ("save", "m"), "saved as tinker://x"),
         (Action("rename", target="m", fields={"name": " a b "}), ("rename", "m", "a b"), "is called a b now"),
         (

@@ -13,7 +13,7 @@ from tinker import types
 
 from tests.server.conftest import Running
 from tests.server.test_real_engine import datum, lab, logprobs, train
-from txlab.engine.requests import PauseAdapter, RequestError, StopAdapter
+from txlab.engine.requests import PauseAdapter, RequestError, ResumeAdapter, StopAdapter
 from txlab.server.controls import fork, rename, save
 from txlab.server.errors import ApiError
 from txlab.store.checkpoints import CheckpointError
@@ -54,6 +54,7 @@ def test_a_stopped_run_fails_once_and_at_once(running: Running, client: tinker.T
         ) as e:
             future.result(timeout=20)
         assert e.value.category == types.RequestErrorCategory.User
+    engine.ask(ResumeAdapter(client.model_id)).result(20)
     train(client, 1)
     failed = [row.kind for row in running.state.records.requests(client.model_id.partition(":")[0]) if row.error]
     assert sorted(failed) == ["ForwardBackward", "OptimStep", "TakeSnapshot"]
@@ -71,6 +72,7 @@ def test_what_comes_late_of_a_stopped_run_fails_too(running: Running, client: ti
         time.sleep(0.01)
     running.engine.ask(StopAdapter(client.model_id)).result(20)
     assert "stopped from the lab" in running.result(ahead)["error"]
+    running.engine.ask(ResumeAdapter(client.model_id)).result(20)
     late = running.result(step(2))
     assert late["category"] == "user"
     assert "belongs to a run that was stopped" in late["error"]

@@ -23,6 +23,7 @@ from txlab.engine.events import (
 from txlab.engine.series import Series
 from txlab.lora.state import LoraConfig
 
+MAX_MARKS = 8  # of the newest steps that have any
 MAX_METRICS = 64  # curves of one adapter: further names are not followed, but for those that every one has
 LOSS, GRAD_NORM, LEARNING_RATE = OWN_CURVES = ("loss", "grad_norm", "learning_rate")  # what every adapter has
 
@@ -47,6 +48,7 @@ class Point:
     tokens: int  # trained until then
     time: float  # seconds since the epoch
     metrics: Mapping[str, float]
+    marks: tuple[str, ...] = ()  # what is remarkable about the step, in words
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -71,6 +73,7 @@ class AdapterView:
     loss: float | None = None
     kept_steps: tuple[int, ...] = ()  # that it can be rewound to or forked from
     host_bytes: int = 0  # of these steps
+    marks: tuple[tuple[int, str], ...] = ()  # steps about which something is remarkable, and what
     curves: Mapping[str, np.ndarray] = field(default_factory=dict)  # name -> (n, 4), see series.COLUMNS
 
     @property
@@ -162,8 +165,10 @@ class AdapterHistory:
             learning_rate=event.learning_rate,
             grad_norm=event.grad_norm,
             memory_bytes=event.memory_bytes,
+            marks=(*self._latest.marks, *((event.step, mark) for mark in event.marks))[-MAX_MARKS:],
         )
-        return self._add(event.step, self._latest.tokens, time.time(), own | means | own)
+        point = self._add(event.step, self._latest.tokens, time.time(), own | means | own)
+        return replace(point, marks=event.marks)
 
     def _take_metrics(self, event: MetricsLogged) -> Point:
         step = self._latest.step if event.step is None else event.step
@@ -180,7 +185,8 @@ class AdapterHistory:
         for series in self._curves.values():
             series.cut(step)
         self._drop_passes()
-        self._latest = replace(self._latest, step=step)
+        marks = tuple(mark for mark in self._latest.marks if mark[0] <= step)
+        self._latest = replace(self._latest, step=step, marks=marks)
 
     def _drop_passes(self) -> None:
         """The passes since the last step leave no trace."""

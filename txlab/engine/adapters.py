@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable, Iterator
 
 from txlab.engine.bus import EventBus
 from txlab.engine.events import (
@@ -37,6 +38,8 @@ from txlab.engine.trainer import optim_step
 from txlab.lora.adapter import Adapter, to_state
 from txlab.lora.bank import AdapterBank
 
+log = logging.getLogger(__name__)
+
 
 class Adapters:
     """The adapters of an engine, their names, and the steps that are kept of them. The engine thread alone calls it.
@@ -53,6 +56,10 @@ class Adapters:
     def __contains__(self, model_id: str) -> bool:
         """Whether there is such an adapter."""
         return model_id in self._bank
+
+    def __iter__(self) -> Iterator[str]:
+        """The ids of all that have a name."""
+        return iter(self._names)
 
     def name(self, model_id: str) -> str:
         """What people call it; its id where it has no name."""
@@ -71,8 +78,6 @@ class Adapters:
                 self._unload(request.model_id)
             case RenameAdapter():
                 self._rename(request)
-            case OptimStep():
-                return self._optim_step(request)
             case RewindAdapter():
                 self._rewind(request)
             case CopyAdapter() | ExportAdapter():
@@ -85,6 +90,38 @@ class Adapters:
             case DropSnapshot():
                 self._bank.drop_snapshot(request.snapshot_id)
         return None
+
+    def address(self, model_id: str) -> str:
+        """How a user calls it without a doubt: by its name, or by its id where others have that name, too."""
+        name = self.name(model_id)
+        return model_id if [*self._names.values()].count(name) > 1 else name
+
+    def is_idle(self, request: OptimStep) -> bool:
+        """Whether a step without a gradient would move nothing: there is neither momentum nor weight decay."""
+        return self._present(request.model_id).moments is None and not request.adam.weight_decay
+
+    def optim_step(self, request: OptimStep, marks_of: Callable[[float], tuple[str, ...]]) -> OptimStepResult:
+        """Apply the accumulated gradient; ``marks_of`` its norm says what is remarkable about the step.
+
+        RequestError where that cannot be; the gradient is dropped then, and nothing else has changed.
+        """
+        adapter = self._present(request.model_id)
+        self._publish_kept(self._kept.keep(request.model_id, adapter))
+        result = optim_step(adapter, request.adam)
+        marks = marks_of(result.metrics["grad_norm"])
+        for mark in marks:
+            log.warning("step %d of adapter %r: %s", adapter.step, self.name(request.model_id), mark)
+        self._bus.publish(
+            StepCompleted(
+                request.model_id,
+                adapter.step,
+                request.adam.learning_rate,
+                result.metrics["grad_norm"],
+                adapter.memory_bytes,
+                marks,
+            )
+        )
+        return result
 
     def drop_gradient(self, model_id: str) -> None:
         """Forget what was accumulated since the last step."""
@@ -117,21 +154,6 @@ class Adapters:
         self._publish_kept(self._kept.keep(request.model_id, self._bank[request.model_id]))
         self._bank.put(request.model_id, state)
         self._bus.publish(AdapterRewound(request.model_id, request.step))
-
-    def _optim_step(self, request: OptimStep) -> OptimStepResult:
-        adapter = self._present(request.model_id)
-        self._publish_kept(self._kept.keep(request.model_id, adapter))
-        result = optim_step(adapter, request.adam)
-        self._bus.publish(
-            StepCompleted(
-                request.model_id,
-                adapter.step,
-                request.adam.learning_rate,
-                result.metrics["grad_norm"],
-                adapter.memory_bytes,
-            )
-        )
-        return result
 
     def _present(self, model_id: str) -> Adapter:
         if model_id not in self._bank:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
+import time
+from collections import defaultdict, deque
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from concurrent.futures import Future
@@ -31,11 +32,18 @@ from txlab.engine.kept_steps import KeptSteps
 from txlab.engine.load import LoadMeter
 from txlab.engine.losses import Losses
 from txlab.engine.passes import PassRun, pass_completed
+from txlab.engine.pending_step import PendingStep, uniform
 from txlab.engine.requests import (
     CancelSample,
     CreateAdapter,
     ForkAdapter,
+    ForwardBackward,
+    ForwardBackwardResult,
+    ImportAdapter,
+    InterruptedRuns,
     Limits,
+    NoteInterrupt,
+    OptimStep,
     PauseAdapter,
     Request,
     RequestError,
@@ -44,13 +52,16 @@ from txlab.engine.requests import (
     RewindAdapter,
     Sample,
     Sequenced,
+    SkipSeq,
     SnapshotGoneError,
     StopAdapter,
+    StoppedRun,
     UnloadAdapter,
+    UnsteppedPasses,
     as_request_error,
 )
 from txlab.engine.sampler import Sampler
-from txlab.engine.scheduler import Done, Scheduler, Ticket, model_of
+from txlab.engine.scheduler import Done, Scheduler, Ticket, is_backward, model_of
 from txlab.engine.shares import Shares
 from txlab.engine.streams import streams_for
 from txlab.engine.warmup import WarmUp, rehearse
@@ -79,6 +90,7 @@ class Engine:
         self._bank = AdapterBank(base.config, replicated(base.mesh), settings.snapshot_bytes)
         self._kept = KeptSteps(settings.kept_bytes, copy=not self._on_host)
         self._adapters = Adapters(self._bank, self._kept, bus)
+        self._pending_steps: defaultdict[str, PendingStep] = defaultdict(PendingStep)
         self._streams = streams_for(base, settings)
         self._sampler = Sampler(
             base,
@@ -210,6 +222,8 @@ class Engine:
         request = ticket.request
         if isinstance(request, Sequenced):
             self._scheduler.add(ticket)
+            if self._scheduler.stopped(request.model_id):
+                self._refuse(request.model_id, self._scheduler.stop(request.model_id))
             self._show_state(request.model_id)
         elif isinstance(request, Sample):
             self._accept_sample(ticket, request)
@@ -227,7 +241,9 @@ class Engine:
                 self._scheduler.resume(request.model_id)
                 self._show_state(request.model_id)
             case StopAdapter():
-                self._stop_adapter(request.model_id)
+                return self._stop_adapter(request.model_id)
+            case NoteInterrupt():
+                return self._note_interrupt(request)
             case _:
                 return self._change(request)
         return None
@@ -239,30 +255,70 @@ class Engine:
                 self._scheduler.open(request.model_id)
             case RewindAdapter():
                 self._begin_again(request.model_id)
+                if self._pending_steps[request.model_id].passes:
+                    reason = f"its gradient was dropped when the lab took the adapter back to step {request.step}"
+                    self._pending_steps[request.model_id].dropped(time.monotonic(), reason)
             case UnloadAdapter():
+                self._pending_steps.pop(request.model_id, None)
                 tickets = self._take_back(request.model_id) + self._scheduler.close(request.model_id)
                 self._fail(tickets, RequestError(f"model {request.model_id!r} was unloaded"))
                 self._bus.publish(StateChanged(request.model_id, "unloaded"))
                 self._states.pop(request.model_id, None)
         return result
 
-    def _stop_adapter(self, model_id: str) -> None:
-        """Fail whatever runs or waits for an adapter. Its gradient goes too, so that nothing is half applied."""
+    def _stop_adapter(self, model_id: str) -> StoppedRun:
+        """End whatever runs or waits for an adapter, its gradient too, so that nothing is half applied."""
         self._adapters.drop_gradient(model_id)
         queued = self._scheduler.stop(model_id)
         self._begin_again(model_id)
         running = self._take_back(model_id)
         self._scheduler.finish(running)
-        error = RequestError(
-            f"stopped from the lab: the run of adapter {self._adapters.name(model_id)!r} was ended by its user; "
-            "later requests are served as usual"
-        )
-        for job in [job for job in self._sampling if job.model_id == model_id]:
+        jobs = [job for job in self._sampling if job.model_id == model_id]
+        for job in jobs:
             self._sampler.cancel(job)
-            self._end_sample(job).tell(error)
-        for ticket in running + queued:
-            ticket.tell(error)
+            self._end_sample(job).tell(self._stopped(model_id))
+        passes = self._pending_steps[model_id].passes
+        self._refuse(model_id, running + queued)
         self._show_state(model_id)
+        return StoppedRun(len(running + queued), len(jobs), passes, self._adapters.address(model_id))
+
+    def _refuse(self, model_id: str, tickets: Items[Ticket]) -> None:
+        """Fail requests of a stopped adapter. Where a pass is among them, or was dropped, its step may not run."""
+        pending = self._pending_steps[model_id]
+        if pending.passes or any(is_backward(ticket.request) for ticket in tickets):
+            pending.dropped(time.monotonic(), "its gradient was dropped when the run was stopped from the lab")
+        for ticket in tickets:
+            ticket.tell(self._stopped(model_id))
+
+    def _stopped(self, model_id: str) -> RequestError:
+        return RequestError(
+            f"stopped from the lab: the run of adapter {self._adapters.name(model_id)!r} was ended by its user. What "
+            f"its client sends is refused until lab.resume({self._adapters.address(model_id)!r}); a new training "
+            "client, with an adapter of its own, is free to train"
+        )
+
+    def _note_interrupt(self, request: NoteInterrupt) -> InterruptedRuns:
+        """Mark the next steps of an interrupted program's adapters, and tell what of it goes on."""
+        runs = []
+        for model_id in self._adapters:
+            if model_id.partition(":")[0] not in request.sessions:
+                continue
+            pending, tickets = self._pending_steps[model_id], self._under_way(model_id)
+            passes = [t for t in tickets if is_backward(t.request) and t.sent >= request.since]
+            accumulated = pending.passes if pending.newest >= request.since else 0
+            if passes or accumulated:
+                step_waits = any(isinstance(ticket.request, OptimStep) for ticket in tickets)
+                if not step_waits:
+                    pending.interrupt()
+                name = self._adapters.address(model_id)
+                runs.append(UnsteppedPasses(model_id, name, len(passes), accumulated, step_waits))
+        return InterruptedRuns(tuple(runs))
+
+    def _under_way(self, model_id: str) -> list[Ticket]:
+        """An adapter's sequenced requests that run or wait."""
+        run = self._run_of_passes
+        begun = [*(run.tickets if run is not None else ()), *(ticket for retry in self._retries for ticket in retry)]
+        return [ticket for ticket in begun if model_of(ticket) == model_id] + self._scheduler.waiting(model_id)
 
     # ------------------------------------------------------------------------- training
 
@@ -310,6 +366,7 @@ class Engine:
         self._scheduler.finish(run.tickets)
         for ticket, result in zip(run.tickets, results, strict=True):
             self._bus.publish(pass_completed(ticket, result, run.seconds))
+            self._note_pass(ticket, result)
             ticket.tell(result)
             self._show_state(model_of(ticket))
 
@@ -323,17 +380,68 @@ class Engine:
                 self._retries.extend([ticket] for ticket in tickets)
                 return
             self._scheduler.finish(tickets)
+            self._note_failed_pass(tickets[0], time.monotonic(), str(as_request_error(error)))
             self._fail(tickets, error)
+
+    def _note_pass(self, ticket: Ticket, result: ForwardBackwardResult) -> None:
+        if is_backward(ticket.request):
+            constant = uniform(result.logprobs, self.limits.vocab_size)
+            self._pending_steps[model_of(ticket)].passed(ticket.sent, constant)
+
+    def _note_failed_pass(self, ticket: Ticket, at: float, message: str) -> None:
+        request = ticket.request
+        assert isinstance(request, ForwardBackward | SkipSeq)
+        if isinstance(request, SkipSeq) or request.backward:
+            reason = f"its forward_backward (seq_id {request.seq_id}) failed: {message}"
+            self._pending_steps[request.model_id].failed(ticket.sent, at, reason)
 
     def _cross(self, ticket: Ticket) -> None:
         """Carry out a barrier request."""
         try:
-            result = self._adapters.carry_out(ticket.request)
+            result = self._carry_out(ticket)
         except Exception as error:
             self._fail([ticket], error)
         else:
             ticket.tell(result)
             self._show_state(model_of(ticket))
+
+    def _carry_out(self, ticket: Ticket) -> Result:
+        match request := ticket.request:
+            case OptimStep():
+                return self._optim_step(ticket, request)
+            case SkipSeq(refused="forward_backward"):
+                self._note_failed_pass(ticket, ticket.sent, request.reason)
+            case SkipSeq(refused="optim_step"):
+                self._drop_half(request, request.reason)
+            case ImportAdapter():
+                self._adapters.carry_out(request)
+                self._pending_steps.pop(request.model_id, None)
+            case _:
+                return self._adapters.carry_out(request)
+        return None
+
+    def _optim_step(self, ticket: Ticket, request: OptimStep) -> Result:
+        """Apply what was accumulated; where that is a part of what was sent for the step, refuse it and drop that."""
+        pending = self._pending_steps[request.model_id]
+        reason = pending.refusal(ticket.sent, self._adapters.is_idle(request))
+        if reason is not None:
+            self._drop_half(request, reason)
+            raise RequestError(
+                f"this optim_step was refused, and nothing has moved: {reason}. Whatever was accumulated for it was "
+                "dropped: send forward_backward again, then optim_step"
+            )
+        try:
+            return self._adapters.optim_step(request, pending.stepped)
+        except Exception as error:
+            self._drop_half(request, str(as_request_error(error)))
+            raise
+
+    def _drop_half(self, request: OptimStep | SkipSeq, reason: str) -> None:
+        """Forget what was accumulated for a step that does not run: the next one must not add to it."""
+        self._adapters.drop_gradient(request.model_id)
+        self._pending_steps[request.model_id].refused(
+            f"its gradient was dropped with the optim_step before (seq_id {request.seq_id}), which failed: {reason}"
+        )
 
     # ------------------------------------------------------------------------- sampling
 
@@ -345,9 +453,12 @@ class Engine:
                 f"the sampler {request.snapshot_id!r} is gone: its weights were dropped to make room for newer ones. "
                 "Save weights that you want to keep with save_weights_for_sampler(name)."
             ) from None
+        model_id = None if snapshot is None else snapshot.model_id
+        if request.of_run and model_id is not None and self._scheduler.stopped(model_id):
+            raise self._stopped(model_id)
         self._sampling[self._sampler.add(request, snapshot)] = ticket
-        if snapshot is not None and snapshot.model_id is not None:
-            self._show_state(snapshot.model_id)
+        if model_id is not None:
+            self._show_state(model_id)
 
     def _sample(self) -> None:
         """Some pieces of prompts, and some decode steps."""
@@ -412,8 +523,13 @@ class Engine:
         self._bus.publish(SampleProgress(key, job.model_id, job.request.prompt, tokens, logprobs, ended))
 
     def _show_state(self, model_id: str, state: State | None = None, message: str = "") -> None:
-        """Publish what an adapter does, if that changed; None: what its queues say. Paused is paused until resumed."""
-        if self._scheduler.paused(model_id):
+        """Publish what an adapter does, if that changed; None: what its queues say.
+
+        One that is paused or stopped is so until it is resumed.
+        """
+        if self._scheduler.stopped(model_id):
+            state, message = "stopped", ""
+        elif self._scheduler.paused(model_id):
             state, message = "paused", ""
         elif state is None:
             sampling = any(job.model_id == model_id for job in self._sampling)

@@ -10,7 +10,7 @@ import numpy as np
 
 from txlab.lora.state import LoraConfig
 
-State = Literal["queued", "training", "sampling", "idle", "paused", "failed", "unloaded"]
+State = Literal["queued", "training", "sampling", "idle", "paused", "stopped", "failed", "unloaded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class AdapterRewound:
 
 @dataclass(frozen=True, slots=True)
 class GradientDropped:
-    """What an adapter has accumulated since its last optimizer step is gone: its run was stopped."""
+    """What an adapter has accumulated since its last step is gone: its run was stopped, or the next step refused."""
 
     model_id: str
 
@@ -78,6 +78,7 @@ class StepCompleted:
     learning_rate: float
     grad_norm: float
     memory_bytes: int
+    marks: tuple[str, ...] = ()  # what is remarkable about it, in words
 
 
 @dataclass(frozen=True, slots=True)

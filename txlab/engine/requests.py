@@ -116,16 +116,30 @@ class PauseAdapter:
 
 @dataclass(frozen=True, slots=True)
 class ResumeAdapter:
-    """Go on with a paused adapter; no effect on one that is not. Result: None."""
+    """Go on with an adapter that is paused or stopped; no effect on one that is not. Result: None."""
 
     model_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class StopAdapter:
-    """Fail whatever runs or waits for an adapter, samples too; later requests are served again. Result: None."""
+    """Fail whatever runs or waits for an adapter, its clients' samples too, and refuse what comes until it is resumed.
+
+    Result: StoppedRun.
+    """
 
     model_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class NoteInterrupt:
+    """A user interrupted a program: mark the next steps of what it has sent. Result: InterruptedRuns.
+
+    ``sessions`` are those of the program, ``since`` (of ``time.monotonic``) is when what was interrupted began.
+    """
+
+    sessions: frozenset[str]
+    since: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,10 +251,15 @@ class DropSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class SkipSeq:
-    """Use up a ``seq_id`` whose request was refused at the door, so that later ones may run. Result: None."""
+    """Use up a ``seq_id`` whose request was refused at the door, so that later ones may run. Result: None.
+
+    Of a refused pass or step the engine must know: its other half must not take effect.
+    """
 
     model_id: str
     seq_id: int
+    refused: Half | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -262,6 +281,7 @@ class Sample:
     prompt_alt_tokens_k: int = 0
     on_tokens: TokensDrawn | None = None  # told of tokens as they are drawn
     announced: bool = True  # events tell of its sequences; else whoever asks shows them somewhere of their own
+    of_run: bool = False  # asked by a client that trains, so refused while its run is stopped
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -271,6 +291,8 @@ class CancelSample:
     sample: Sample
 
 
+Half = Literal["forward_backward", "optim_step"]  # of a pass and its step, which clients send together
+
 # Index among the samples, and its newest tokens (n,) int32 with their logprobs (n,) float32. On the engine thread: it
 # must not block. What it was told is never taken back.
 TokensDrawn = Callable[[int, np.ndarray, np.ndarray], None]
@@ -278,7 +300,15 @@ TokensDrawn = Callable[[int, np.ndarray, np.ndarray], None]
 Sequenced = ForwardBackward | OptimStep | ExportAdapter | ImportAdapter | TakeSnapshot | SkipSeq
 Control = PauseAdapter | ResumeAdapter | StopAdapter | RenameAdapter | CopyAdapter | RewindAdapter | ForkAdapter
 Unsequenced = (
-    CreateAdapter | UnloadAdapter | FreezeAdapter | LoadSnapshot | DropSnapshot | Sample | CancelSample | Control
+    CreateAdapter
+    | UnloadAdapter
+    | FreezeAdapter
+    | LoadSnapshot
+    | DropSnapshot
+    | Sample
+    | CancelSample
+    | NoteInterrupt
+    | Control
 )
 Request = Sequenced | Unsequenced
 
@@ -348,4 +378,32 @@ class SampleResult:
     prompt_cache_hit_tokens: int = 0
 
 
-Result = ForwardBackwardResult | OptimStepResult | SampleResult | AdapterState | None
+@dataclass(frozen=True, slots=True)
+class StoppedRun:
+    """What the end of a run came to."""
+
+    requests: int  # of training, that ran or waited
+    samples: int  # requests for samples, too
+    passes: int  # whose accumulated gradients were dropped
+    address: str  # what the adapter is called, or its id where others are called the same
+
+
+@dataclass(frozen=True, slots=True)
+class UnsteppedPasses:
+    """Passes of an adapter that go on, or are accumulated, though whoever sent them was interrupted."""
+
+    model_id: str
+    name: str
+    under_way: int  # they run or wait
+    accumulated: int
+    step_waits: bool  # their optimizer step was sent, too
+
+
+@dataclass(frozen=True, slots=True)
+class InterruptedRuns:
+    """The adapters that an interrupted program has passes of."""
+
+    runs: tuple[UnsteppedPasses, ...]
+
+
+Result = ForwardBackwardResult | OptimStepResult | SampleResult | AdapterState | StoppedRun | InterruptedRuns | None

@@ -7,6 +7,7 @@ model's next barrier (optim_step, save, load, snapshot) may run together, and to
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ class Ticket:
     request: Request
     done: Done
     arrival: int
+    sent: float = field(default_factory=time.monotonic)
 
     @property
     def backward(self) -> bool:
@@ -53,13 +55,14 @@ class _Model:
     ready: deque[Ticket] = field(default_factory=deque)  # in order, without gaps
     running: int = 0  # passes handed out and not finished
     paused: bool = False
+    stopped: bool = False
 
     def advance(self) -> None:
         while (ticket := self.waiting.pop(self.next_seq, None)) is not None:
             self.ready.append(ticket)
             self.next_seq += 1
 
-    def stop(self) -> list[Ticket]:
+    def empty(self) -> list[Ticket]:
         """Forget what is queued, and what is still to arrive before the last of it."""
         queued = [*self.ready, *self.waiting.values()]
         self.next_seq = max(self.waiting, default=self.next_seq - 1) + 1
@@ -98,8 +101,9 @@ class Scheduler:
 
     def close(self, model_id: str) -> list[Ticket]:
         """Forget a model. Returns what was queued for it."""
-        model = self._models.pop(model_id, None)
-        return [] if model is None else [*model.ready, *model.waiting.values()]
+        queued = self.waiting(model_id)
+        self._models.pop(model_id, None)
+        return queued
 
     def close_all(self) -> list[Ticket]:
         """Forget all models. Returns what was queued."""
@@ -124,8 +128,9 @@ class Scheduler:
         self._model(model_id).paused = True
 
     def resume(self, model_id: str) -> None:
-        """Go on with a model; no effect where it is not paused. RequestError where it is unknown."""
-        self._model(model_id).paused = False
+        """Go on with a model that is paused or stopped; else no effect. RequestError where it is unknown."""
+        model = self._model(model_id)
+        model.paused = model.stopped = False
 
     def paused(self, model_id: str) -> bool:
         """Whether a model is paused."""
@@ -133,12 +138,24 @@ class Scheduler:
         return model is not None and model.paused
 
     def stop(self, model_id: str) -> list[Ticket]:
-        """Forget what is queued for a model, and resume it. Returns what was queued. RequestError where it is unknown.
+        """Forget what is queued for a model, and return it; until ``resume`` it is stopped, and paused no more.
 
         The seq_ids are used up: also those that others of the queue waited for, which are refused when they come.
+        RequestError where the model is unknown.
         """
-        self.resume(model_id)
-        return self._model(model_id).stop()
+        model = self._model(model_id)
+        model.paused, model.stopped = False, True
+        return model.empty()
+
+    def stopped(self, model_id: str) -> bool:
+        """Whether a model is stopped."""
+        model = self._models.get(model_id)
+        return model is not None and model.stopped
+
+    def waiting(self, model_id: str) -> list[Ticket]:
+        """What is queued for a model."""
+        model = self._models.get(model_id)
+        return [] if model is None else [*model.ready, *model.waiting.values()]
 
     @property
     def ready(self) -> bool:
@@ -178,8 +195,7 @@ class Scheduler:
 
     def queued(self, model_id: str) -> int:
         """Requests of a model that wait."""
-        model = self._models.get(model_id)
-        return 0 if model is None else len(model.ready) + len(model.waiting)
+        return len(self.waiting(model_id))
 
     @property
     def total_queued(self) -> int:
@@ -203,3 +219,8 @@ def model_of(ticket: Ticket) -> str:
     """The model of a sequenced request."""
     assert isinstance(ticket.request, Sequenced)
     return ticket.request.model_id
+
+
+def is_backward(request: Request) -> bool:
+    """Whether a request is a pass that leaves a gradient."""
+    return isinstance(request, ForwardBackward) and request.backward

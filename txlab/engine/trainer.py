@@ -168,10 +168,11 @@ def optim_step(adapter: Adapter, params: AdamParams) -> OptimStepResult:
     gradient = adapter.gradient if adapter.gradient is not None else zero_gradient(adapter.weights)
     adapter.gradient = None
     values = {name: np.float32(getattr(params, name)) for name in AdamParams.__dataclass_fields__}
-    adapter.weights, adapter.moments, norm = _optim_step(adapter.weights, gradient, moments, values)
-    norm = float(norm)
+    *stepped, norm = _optim_step(adapter.weights, gradient, moments, values)
+    norm = float(norm)  # waits: what fails on the device fails here, before anything is replaced
     if not np.isfinite(norm):
         raise RequestError("the accumulated gradient is not finite; it was dropped and the adapter is unchanged")
+    adapter.weights, adapter.moments = stepped
     return OptimStepResult({"grad_norm": norm, "learning_rate": params.learning_rate, "step": float(adapter.step)})
 
 
@@ -197,6 +198,4 @@ def _optim_step(weights: Weights, parts: Gradient, moments: optax.ScaleByAdamSta
         optax.scale_by_learning_rate(adam["learning_rate"]),
     )
     updates, (stepped, *_) = rule.update(gradient, (moments, optax.EmptyState(), optax.EmptyState()), weights)
-    proposed = (optax.apply_updates(weights, updates), stepped)
-    kept = jax.tree.map(lambda new, old: jnp.where(jnp.isfinite(norm), new, old), proposed, (weights, moments))
-    return *kept, norm
+    return optax.apply_updates(weights, updates), stepped, norm

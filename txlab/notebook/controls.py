@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from txlab.engine.bus import AdapterView
 from txlab.engine.requests import (
+    InterruptedRuns,
+    NoteInterrupt,
     PauseAdapter,
     Request,
     RequestError,
+    Result,
     ResumeAdapter,
     RewindAdapter,
     StopAdapter,
+    StoppedRun,
+    UnsteppedPasses,
 )
 from txlab.notebook.adapters import find_adapter, holder, warn
 from txlab.notebook.drafts import BASE
 from txlab.notebook.errors import TxlabError, shortly
 from txlab.notebook.history import as_step
 from txlab.notebook.served import LabPart
+from txlab.notebook.views.tables import plural
 
 if TYPE_CHECKING:
     import tinker
@@ -26,7 +33,31 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_NAME = 100  # characters
+NOTE_SECONDS = 5.0  # that an interrupted cell waits to be told what goes on
 JOINERS = {0x200C: None, 0x200D: None}  # not seen themselves, but parts of emoji, and of words in some scripts
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """A run that was stopped, and what ended with it."""
+
+    name: str
+    model_id: str
+    requests: int  # of training, that ran or waited
+    samples: int  # requests for samples
+    passes: int  # that had left a gradient, which was dropped
+    address: str  # its name, or its run id where that is not enough
+
+    def __repr__(self) -> str:
+        ended = [
+            *([plural(self.requests, "training request")] if self.requests else []),
+            *([plural(self.samples, "request") + " for samples"] if self.samples else []),
+            *([f"the gradient of {self.passes:,} forward_backward"] if self.passes else []),
+        ]
+        return (
+            f"{self.name} is stopped. Ended: {', '.join(ended) or 'nothing, it was idle'}. Its clients' requests are "
+            f"refused until lab.resume({self.address!r})."
+        )
 
 
 class Controls(LabPart):
@@ -45,16 +76,31 @@ class Controls(LabPart):
         self._tell(PauseAdapter(self._find(adapter).model_id))
 
     def resume(self, adapter: str) -> None:
-        """Go on with a paused adapter; no effect on one that is not."""
+        """Go on with an adapter that was paused or stopped; no effect on any other."""
         self._tell(ResumeAdapter(self._find(adapter).model_id))
 
-    def stop_run(self, adapter: str) -> None:
-        """End what runs or waits for an adapter: whoever waits for its training or samples gets an exception at once.
+    def stop_run(self, adapter: str) -> Stopped:
+        """End an adapter's run, and return what ended: whoever waits for its training or samples gets an exception.
 
-        The gradient that it has accumulated is dropped, weights and optimizer stay as they are. It is paused no more,
-        and what is asked of it later is done.
+        A loop that is between two requests gets the exception at the next one: training with this adapter, and
+        sampling by the clients that train it, are refused until ``resume``. Another training client, with an adapter
+        of its own, trains at once. The accumulated gradient is dropped, weights and optimizer stay as they are, and
+        the lab's own samples, copies and checkpoints of the adapter go on.
         """
-        self._tell(StopAdapter(self._find(adapter).model_id))
+        view = self._find(adapter)
+        result = self._tell(StopAdapter(view.model_id))
+        assert isinstance(result, StoppedRun)
+        ended = result.requests, result.samples, result.passes
+        return Stopped(view.name or view.model_id, view.model_id, *ended, result.address)
+
+    def note_interrupt(self, sessions: frozenset[str], since: float) -> tuple[UnsteppedPasses, ...]:
+        """Mark the next steps of these sessions' passes that were sent since then; returns what goes on of them.
+
+        Times are of ``time.monotonic``. Raises TimeoutError where the engine has no time within a few seconds.
+        """
+        result = self._serving().engine.ask(NoteInterrupt(sessions, since)).result(NOTE_SECONDS)
+        assert isinstance(result, InterruptedRuns)
+        return result.runs
 
     def rename(self, adapter: str, name: str) -> None:
         """Call an adapter something else, on the board and in the records of its run.
@@ -168,14 +214,12 @@ class Controls(LabPart):
         self._serving()
         return find_adapter(self._bus.view().adapters, adapter)
 
-    def _tell(self, request: Request) -> None:
-        """Have the engine carry out a request, and wait until it has."""
+    def _tell(self, request: Request) -> Result:
+        """Have the engine carry out a request, and wait for its result."""
         try:
-            self._serving().engine.ask(request).result()
+            return self._serving().engine.ask(request).result()
         except RequestError as error:
             problem = str(error)
-        else:
-            return
         raise TxlabError(problem)  # here, so that a kernel that keeps its last error does not keep the engine
 
     def _on_server(self, work: Coroutine[Any, Any, T]) -> T:

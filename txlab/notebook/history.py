@@ -15,16 +15,17 @@ from txlab.engine.events import MetricsLogged
 from txlab.notebook.adapters import namesakes
 from txlab.notebook.errors import TxlabError, shortly
 from txlab.notebook.served import LabPart
-from txlab.notebook.views.tables import Column, face_html, plural, table_html, table_text
+from txlab.notebook.views.tables import Column, face_html, line_html, plural, table_html, table_text
 from txlab.notebook.views.text import number
 
 if TYPE_CHECKING:
     from txlab.store.records import Records
+    from txlab.store.tables import OriginRow
 
 FIXED = ("step", "tokens", "seconds", "time")  # columns that every history has
 MAX_STEP = 2**53  # as far as float64 counts
 MAX_NAME = 100  # characters of a metric's name
-SHOWN_ROWS, SHOWN_METRICS = 10, 8  # in a history's face
+SHOWN_ROWS, SHOWN_METRICS, SHOWN_MARKS = 10, 8, 8  # in a history's face
 
 LogPoint = tuple[int, int, float, dict[str, float]]  # step, trained tokens, seconds since the epoch, metrics
 
@@ -39,10 +40,19 @@ class History(dict[str, np.ndarray]):
     logged twice. Metrics of the user's own are the first.
     """
 
-    def __init__(self, name: str, model_id: str, columns: Mapping[str, np.ndarray]):
+    def __init__(
+        self,
+        name: str,
+        model_id: str,
+        columns: Mapping[str, np.ndarray],
+        marks: Iterable[tuple[int, str]] = (),
+        origin: Origin | None = None,
+    ):
         super().__init__(columns)
         self.name = name  # of the run
         self.model_id = model_id
+        self.marks = tuple(marks)  # steps about which something is remarkable, and what
+        self.origin = origin  # the checkpoint that it began with, if any
 
     @property
     def rows(self) -> int:
@@ -50,11 +60,19 @@ class History(dict[str, np.ndarray]):
         return len(self["step"])
 
     def __repr__(self) -> str:
-        return f"{self._title()}\n{table_text(*self._excerpt())}"
+        return "\n".join([self._title(), table_text(*self._excerpt()), *self._notes()])
 
     def _repr_html_(self) -> str:
         """The first and the last rows."""
-        return face_html(self._title(), table_html(*self._excerpt(), caption=self._title()))
+        notes = map(line_html, self._notes())
+        return face_html(self._title(), table_html(*self._excerpt(), caption=self._title()), *notes)
+
+    def _notes(self) -> list[str]:
+        """Where it began, and the newest marks."""
+        left_out = len(self.marks) - SHOWN_MARKS
+        more = [f"… and {left_out} earlier marks in .marks"] if left_out > 0 else []
+        began = [] if self.origin is None else [self.origin.note()]
+        return began + [f"step {step:,}: {text}" for step, text in self.marks[-SHOWN_MARKS:]] + more
 
     def _title(self) -> str:
         metrics = len(self) - len(FIXED)
@@ -66,6 +84,22 @@ class History(dict[str, np.ndarray]):
         shown = [name for name in self if name != "time"][: len(FIXED) - 1 + SHOWN_METRICS]
         texts = [_texts(self[name], half) for name in shown]
         return [Column(name, "number") for name in shown], list(zip(*texts, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The checkpoint that a run began with."""
+
+    parent_id: str  # the run that it was saved in
+    parent: str  # and what that is called
+    checkpoint: str  # its name
+    step: int
+    rows: int  # of the history, from its beginning, that are the parent's
+
+    def note(self) -> str:
+        """What a reader should know of it."""
+        began = f"began with {self.checkpoint} of {self.parent} ({self.parent_id}) at step {self.step:,}"
+        return f"{began}; the first {plural(self.rows, 'row')} are from there" if self.rows else began
 
 
 def _texts(column: np.ndarray, half: int) -> list[str]:
@@ -105,6 +139,11 @@ class Histories(LabPart):
 
         It is read from the lab's folder, so runs of earlier kernels have one, and a stopped lab tells it too.
 
+        Steps about which something is remarkable, such as one without a gradient, are in ``marks``. A run that was
+        resumed from a checkpoint says so in ``origin``. Where the optimizer was resumed too, the history begins with
+        that of the checkpoint's run, up to the checkpoint; the ``seconds`` of those rows are below 0. Where only the
+        weights were loaded, steps count from 1 again, and it has the rows of its own run alone.
+
         Args:
             run: its id, or an adapter's name; of several that are called the same the newest.
 
@@ -117,13 +156,15 @@ class Histories(LabPart):
 
 def keep_history(bus: EventBus, records: Records) -> Callable[[], None]:
     """Write down what the curves get, until the returned function is called. It only queues: nobody waits for it."""
-    from txlab.store.tables import PointRow
+    from txlab.store.tables import MarkRow, PointRow
 
     def keep(point: Point) -> None:
         row = PointRow(
             model_id=point.model_id, step=point.step, tokens=point.tokens, time=point.time, metrics=dict(point.metrics)
         )
         records.add(row)
+        for mark in point.marks:
+            records.add(MarkRow(model_id=point.model_id, step=point.step, time=point.time, text=mark))
 
     return bus.listen_to_points(keep)
 
@@ -131,13 +172,54 @@ def keep_history(bus: EventBus, records: Records) -> Callable[[], None]:
 def read_history(records: Records, run: str) -> History:
     """A run's history by its id or name. Raises TxlabError where there is no such run."""
     found = records.find_run(run)
-    points = records.points(found.model_id if found else run)
-    if found is None and not points:
+    model_id = found.model_id if found else run
+    own = records.points(model_id)
+    if found is None and not own:
         names = ", ".join(repr(row.name) for row in records.runs(8, 0)[0]) or "none yet"
         raise TxlabError(f"There is no run {run!r}. The newest runs: {names}.")
-    if found is None:
-        return History(run, run, to_columns(points, began=points[0][2]))
-    return History(found.name or found.model_id, found.model_id, to_columns(points, found.created.timestamp()))
+    began = found.created.timestamp() if found else own[0][2]
+    name = found.name if found and found.name else model_id
+    earlier = _before_resuming(records, model_id)
+    marks = [(step, text) for step, _, text in (*earlier.marks, *records.marks(model_id))]
+    return History(name, model_id, to_columns(earlier.continued_by(own), began), marks, earlier.origin(records))
+
+
+LogMark = tuple[int, float, str]  # step, seconds since the epoch, text
+
+
+@dataclass(frozen=True, slots=True)
+class _Earlier:
+    """What happened to an adapter in the runs before its own, from checkpoint to checkpoint."""
+
+    row: OriginRow | None = None
+    points: tuple[LogPoint, ...] = ()
+    marks: tuple[LogMark, ...] = ()
+
+    def continued_by(self, points: Iterable[LogPoint]) -> list[LogPoint]:
+        trained = self.points[-1][1] if self.points else 0
+        return [*self.points, *((step, trained + tokens, time, metrics) for step, tokens, time, metrics in points)]
+
+    def origin(self, records: Records) -> Origin | None:
+        if self.row is None:
+            return None
+        parent = records.run(self.row.parent_id)
+        name = parent.name if parent else self.row.parent_id
+        return Origin(self.row.parent_id, name, self.row.checkpoint, self.row.step, len(_rows(self.points)))
+
+
+def _before_resuming(records: Records, model_id: str) -> _Earlier:
+    row = records.origin(model_id)
+    if row is None or not row.continues:
+        return _Earlier(row)
+    before, parent = _before_resuming(records, row.parent_id), row.parent_id
+    saved = row.saved.timestamp()
+
+    def counts(step: int, time: float, own: bool = False) -> bool:
+        return step <= row.step and (own or time <= saved)  # later, the parent may have taken these steps anew
+
+    points = [p for p in before.continued_by(records.points(parent)) if counts(p[0], p[2], LEARNING_RATE not in p[3])]
+    marks = [mark for mark in (*before.marks, *records.marks(parent)) if counts(*mark[:2])]
+    return _Earlier(row, tuple(points), tuple(marks))
 
 
 def to_columns(points: Iterable[LogPoint], began: float) -> dict[str, np.ndarray]:

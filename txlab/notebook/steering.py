@@ -28,7 +28,7 @@ def board_controls(lab: Controls, pins: Pins) -> Mapping[str, Control]:
 
     def stop(action: Action) -> str:
         lab.stop_run(_target(action))
-        return "stopped; whoever waited for it was told"
+        return "stopped until resumed; its clients are told"
 
     def rename(action: Action) -> str:
         name = _text(action, "name")

@@ -11,8 +11,9 @@ from typing import Any
 from txlab.engine.requests import ForwardBackward, Request, Result, Sample, SampleResult, Sequenced
 from txlab.server.auth import USER
 from txlab.server.sessions import Model, Sampler, Session, session_of
+from txlab.store.checkpoint_info import CheckpointInfo
 from txlab.store.records import DEFAULT_PROJECT, Records
-from txlab.store.tables import AuditRow, RequestRow, RunRow, SamplerRow, SessionRow
+from txlab.store.tables import AuditRow, OriginRow, RequestRow, RunRow, SamplerRow, SessionRow
 
 
 class Recorder:
@@ -69,6 +70,18 @@ class Recorder:
                 user_metadata=as_texts(thing.user_metadata),
             )
         )
+
+    def resumed(self, model_id: str, info: CheckpointInfo, optimizer: bool) -> None:
+        """A model was made of a checkpoint, with the optimizer's state or not."""
+        row = OriginRow(
+            model_id=model_id,
+            parent_id=info.address.model_id,
+            checkpoint=info.address.name,
+            step=info.step,
+            saved=info.created,
+            continues=optimizer,
+        )
+        self._records.add(row)
 
     def renamed(self, model: Model) -> None:
         """A model is called something else now."""

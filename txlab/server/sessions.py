@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import count
 from typing import Any, Literal
 
 from txlab.lora.state import LoraConfig
@@ -190,12 +191,23 @@ class Sessions:
         models = (model for session in self._sessions.values() for model in session.models.values())
         return sorted(models, key=lambda model: model.created_at, reverse=True)
 
-    def next_model_name(self, session: Session, user_metadata: dict[str, Any] | None) -> str:
-        """Name an adapter for people: as the user's metadata says, else a count over all sessions."""
+    def next_model_name(
+        self, session: Session, user_metadata: dict[str, Any] | None, proposed: str | None = None
+    ) -> str:
+        """Name an adapter for people: as the user's metadata says, else as ``proposed``, numbered where that is taken.
+
+        Where nothing is proposed it is a count over all sessions.
+        """
         number = self._models_made
         self._models_made += 1
         given = (user_metadata or {}).get("name")
-        return str(given) if given else f"{session.display_name or ''} adapter {number}".strip()
+        if given:
+            return str(given)
+        if proposed is None:
+            return f"{session.display_name or ''} adapter {number}".strip()
+        taken = {model.name for model in self.live_models()}
+        names = (proposed if copy == 1 else f"{proposed} ({copy})" for copy in count(1))
+        return next(name for name in names if name not in taken)
 
     def end(self, session_id: str, status: SessionStatus, detail: str | None = None) -> None:
         """End a session and what belongs to it; the first reason stays, and an id that is not alive is no error."""

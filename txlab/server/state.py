@@ -14,7 +14,7 @@ from fastapi import Depends, Request
 
 from txlab.config import ServerSettings
 from txlab.engine import requests
-from txlab.engine.requests import CancelSample, DropSnapshot, Result, Sample, SkipSeq, UnloadAdapter
+from txlab.engine.requests import CancelSample, DropSnapshot, Half, Result, Sample, SkipSeq, UnloadAdapter
 from txlab.server.auth import Credentials, check_api_key
 from txlab.server.completions import CompletionLog
 from txlab.server.errors import ApiError
@@ -88,12 +88,15 @@ class ServerState:
         return result
 
     @contextmanager
-    def turn(self, model_id: str, seq_id: int) -> Iterator[None]:
-        """Prepare the request at ``seq_id``: where that fails, the seq_id is used up, so that later ones may run."""
+    def turn(self, model_id: str, seq_id: int, half: Half | None = None) -> Iterator[None]:
+        """Prepare the request at ``seq_id``: where that fails, the seq_id is used up, so that later ones may run.
+
+        ``half`` says that it is a pass with a gradient or an optimizer step: the other half must not run without it.
+        """
         try:
             yield
-        except BaseException:
-            self.tell(SkipSeq(model_id, seq_id))
+        except BaseException as error:
+            self.tell(SkipSeq(model_id, seq_id, half, str(error)))
             raise
 
     def tell(self, request: requests.Request) -> None:

@@ -35,7 +35,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from txlab.store.database import Base
 from txlab.store.liveness import Presence
-from txlab.store.tables import AuditRow, PointRow, RequestRow, RunRow, SamplerRow, SessionRow
+from txlab.store.tables import AuditRow, MarkRow, OriginRow, PointRow, RequestRow, RunRow, SamplerRow, SessionRow
 from txlab.store.writer import Writer
 
 DEFAULT_PROJECT = "default"
@@ -203,6 +203,18 @@ class Records:
         with self._reading() as db:
             found = db.execute(columns.where(PointRow.model_id == model_id).order_by(PointRow.number))
             return [(step, tokens, time, metrics) for step, tokens, time, metrics in found]
+
+    def marks(self, model_id: str) -> list[tuple[int, float, str]]:
+        """Step, time and text of what was remarkable about a run, in the order in which it came."""
+        columns = select(MarkRow.step, MarkRow.time, MarkRow.text)
+        with self._reading() as db:
+            found = db.execute(columns.where(MarkRow.model_id == model_id).order_by(MarkRow.number))
+            return [(step, time, text) for step, time, text in found]
+
+    def origin(self, model_id: str) -> OriginRow | None:
+        """The checkpoint that a run began with; None where it began afresh."""
+        with self._reading() as db:
+            return db.get(OriginRow, model_id)
 
     def last_steps(self, model_ids: Collection[str], metric: str) -> dict[str, int]:
         """The step of the newest point that has ``metric``, of those of the named runs that have one."""

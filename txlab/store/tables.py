@@ -63,6 +63,31 @@ class PointRow(MappedAsDataclass, Base, kw_only=True):
     metrics: Mapped[dict[str, Any]]  # name -> number
 
 
+class MarkRow(MappedAsDataclass, Base, kw_only=True):
+    """Something remarkable about an optimizer step of a training run, in words."""
+
+    __tablename__ = "marks"
+
+    number: Mapped[int] = mapped_column(primary_key=True, init=False)
+    model_id: Mapped[str] = mapped_column(index=True)
+    step: Mapped[int]
+    time: Mapped[float]  # that of the step's point
+    text: Mapped[str]
+
+
+class OriginRow(MappedAsDataclass, Base, kw_only=True):
+    """The checkpoint that a training run began with. The run that it was saved in may be unknown here."""
+
+    __tablename__ = "origins"
+
+    model_id: Mapped[str] = mapped_column(primary_key=True)
+    parent_id: Mapped[str]  # the run that the checkpoint was saved in
+    checkpoint: Mapped[str]  # its name within that run
+    step: Mapped[int]  # its optimizer step
+    saved: Mapped[datetime]
+    continues: Mapped[bool]  # with the optimizer's state, so that steps are counted on
+
+
 class SamplerRow(MappedAsDataclass, Base, kw_only=True):
     """A sampler of the base model, of a checkpoint or of a model's weights."""
 

@@ -14,6 +14,7 @@ from txlab.engine.events import EngineLoad, SampleCompleted
 from txlab.notebook.board import CHARACTERS_PER_SECOND
 from txlab.notebook.views.board_html import REGIONS, render_regions
 from txlab.notebook.views.frame import BoardOptions, Frame, PinView, make_frame
+from txlab.notebook.views.text import render_text
 
 EVIL = "<script>alert('&\")</script>"
 CONTROLS = ("button", "select", "input", "form")
@@ -81,9 +82,10 @@ def test_every_adapter_has_its_controls() -> None:
 
 
 def test_a_paused_adapter_goes_on_and_one_that_is_gone_does_nothing() -> None:
-    paused = {action for action, _ in actions(region(with_adapter(state="paused"), "adapters"))}
-    assert "resume" in paused
-    assert "pause" not in paused
+    for state in ("paused", "stopped"):
+        shown = {action for action, _ in actions(region(with_adapter(state=state), "adapters"))}
+        assert "resume" in shown
+        assert "pause" not in shown
     assert {action for action, _ in actions(region(with_adapter(state="unloaded"), "adapters"))} == {"hide"}
 
 
@@ -176,6 +178,14 @@ def test_control_characters_are_left_out() -> None:
 def test_a_failure_is_spelled_out() -> None:
     shown = with_adapter(state="failed", message="out of memory: lower max_context")
     assert "out of memory: lower max_context" in [e.text for e in region(shown, "adapters").all("td")]
+
+
+def test_the_newest_mark_of_an_adapter_is_told() -> None:
+    shown = with_adapter(marks=((3, "an older one"), (1200, "zero <gradient>")))
+    cells = [e.text for e in region(shown, "adapters").all("td")]
+    assert "step 1,200: zero <gradient>" in cells
+    assert not any("an older one" in cell for cell in cells)
+    assert "step 1,200: zero <gradient>" in render_text(shown)
 
 
 def test_what_is_sampled_comes_first_with_a_caret() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.notebook.synthetic import decode, sample, stream, train
 from txlab.engine.bus import EventBus
-from txlab.engine.events import EngineLoad, StateChanged, StepsKept
+from txlab.engine.events import EngineLoad, StateChanged, StepCompleted, StepsKept
 from txlab.notebook.views.frame import BoardOptions, Frame, PinView, make_frame
 from txlab.notebook.views.picture import render_svg
 from txlab.notebook.views.text import render_text
@@ -146,6 +146,13 @@ def test_a_failure_is_spelled_out() -> None:
     train(bus, "big", steps=1)
     bus.publish(StateChanged("big", "failed", "out of memory: lower max_context"))
     assert "big: out of memory: lower max_context" in texts(render_svg(frame(bus)))
+
+
+def test_a_mark_is_told() -> None:
+    bus = EventBus()
+    train(bus, "big", steps=1)
+    bus.publish(StepCompleted("big", 2, 1e-3, 0.0, 100, ("zero gradient",)))
+    assert "big: step 2: zero gradient" in texts(render_svg(frame(bus)))
 
 
 def test_only_a_live_board_says_so() -> None:

@@ -9,7 +9,7 @@ from txlab.notebook.views.charts import loss_spark
 from txlab.notebook.views.curves import adapter_colors
 from txlab.notebook.views.frame import Frame
 from txlab.notebook.views.remember import remembered
-from txlab.notebook.views.text import layers, memory, number, rate, run_note, whole
+from txlab.notebook.views.text import layers, mark_note, memory, number, rate, run_note, whole
 
 SPARK_WIDTH, SPARK_HEIGHT = 56, 20
 _MOST_ROWS = 12  # more scroll
@@ -33,7 +33,7 @@ _HEADS = (
 
 
 def render_adapters(frame: Frame) -> str:
-    """A row for each adapter, in order of creation; each is followed by its forms if opened, and by what failed."""
+    """A row for each adapter, in order of creation, with its forms if opened, what failed, and its newest mark."""
     adapters, options = frame.view.adapters, frame.options
     if not adapters:
         return (
@@ -56,9 +56,8 @@ def render_adapters(frame: Frame) -> str:
 def _row(adapter: AdapterView, color: str, hidden: bool, opened: bool) -> str:
     key, name = escape(adapter.model_id), escape(adapter.name or adapter.model_id)
     opened = opened and adapter.state != "unloaded"
-    css = " ".join(
-        word for word, there in (("off", hidden), ("on", opened), ("failed", bool(adapter.message))) if there
-    )
+    words = {"off": hidden, "on": opened, "failed": bool(adapter.message), "marked": bool(adapter.marks)}
+    css = " ".join(word for word, there in words.items() if there)
     return (
         f'<tr data-key="{key}" data-target="{key}" class="{css}">{_name(key, name, adapter, color, hidden)}'
         f'<td class="lora">{adapter.rank}<small>{layers(adapter.lora)}</small></td>'
@@ -69,7 +68,7 @@ def _row(adapter: AdapterView, color: str, hidden: bool, opened: bool) -> str:
         f'<td class="n">{memory(adapter.memory_bytes)}<small>{memory(adapter.host_bytes)}</small></td>'
         f'<td><span class="pill {adapter.state}">{adapter.state}</span></td>'
         f'<td class="acts">{_actions(name, adapter, opened)}</td></tr>'
-        f"{_forms(key, name, adapter) if opened else ''}{_problem(key, adapter)}"
+        f"{_forms(key, name, adapter) if opened else ''}{_problem(key, adapter)}{_mark(key, adapter)}"
     )
 
 
@@ -97,13 +96,20 @@ def _problem(key: str, adapter: AdapterView) -> str:
     return f'<tr class="problem" data-key="{key}/problem"><td colspan="{len(_HEADS)}">{message}</td></tr>'
 
 
+def _mark(key: str, adapter: AdapterView) -> str:
+    note = mark_note(adapter)
+    if not note:
+        return ""
+    return f'<tr class="mark" data-key="{key}/mark"><td colspan="{len(_HEADS)}">{escape(note)}</td></tr>'
+
+
 # ------------------------------------------------------------------------------------ actions
 
 
 def _actions(name: str, adapter: AdapterView, opened: bool) -> str:
     if adapter.state == "unloaded":
         return ""
-    first = "resume" if adapter.state == "paused" else "pause"
+    first = "resume" if adapter.state in ("paused", "stopped") else "pause"
     buttons = "".join(
         f'<button class="act" data-action="{action}" aria-label="{action} {name}" title="{_TITLES[action]}"></button>'
         for action in (first, "stop", "save")

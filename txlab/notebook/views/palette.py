@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 COLORS = 8  # curves beyond that many reuse the first ones, dashed
-STATES = ("training", "sampling", "queued", "idle", "paused", "failed", "unloaded")
+STATES = ("training", "sampling", "queued", "idle", "paused", "stopped", "failed", "unloaded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ LIGHT = Palette(
     drawn="#0860c7",
     surprise="#e8590c",
     change="#ffe08a",
-    states=("#0860c7", "#7443cc", "#855800", "#57606a", "#0b6a7c", "#c21f2b", "#636c76"),
+    states=("#0860c7", "#7443cc", "#855800", "#57606a", "#0b6a7c", "#8a4a00", "#c21f2b", "#636c76"),
     curves=("#2463eb", "#c24e0a", "#12803f", "#c026a0", "#0b7a8f", "#7c4fe0", "#8f6800", "#8d5b3f"),
 )
 DARK = Palette(
@@ -64,7 +64,7 @@ DARK = Palette(
     drawn="#6cb2ff",
     surprise="#d9480f",
     change="#5c4813",
-    states=("#58a6ff", "#bc8cff", "#d9a43b", "#9198a1", "#4fc3d6", "#ff7b72", "#8b949e"),
+    states=("#58a6ff", "#bc8cff", "#d9a43b", "#9198a1", "#4fc3d6", "#f0975a", "#ff7b72", "#8b949e"),
     curves=("#6ea8ff", "#ff9b57", "#4ed08a", "#f27fd0", "#4fd0e3", "#b596ff", "#e4bf55", "#d8a283"),
 )
 LIGHT_CONTRAST = Palette(
@@ -79,7 +79,7 @@ LIGHT_CONTRAST = Palette(
     drawn="#003b8a",
     surprise="#e8590c",
     change="#ffd75e",
-    states=("#003b8a", "#4a1aa0", "#5c3b00", "#24292f", "#00424f", "#8f0010", "#24292f"),
+    states=("#003b8a", "#4a1aa0", "#5c3b00", "#24292f", "#00424f", "#5e2a00", "#8f0010", "#24292f"),
     curves=("#0035c2", "#8f3200", "#005a25", "#8a0070", "#005362", "#4a1fb8", "#5c4200", "#5f3318"),
 )
 DARK_CONTRAST = Palette(
@@ -94,7 +94,7 @@ DARK_CONTRAST = Palette(
     drawn="#9fd0ff",
     surprise="#c2410c",
     change="#6b5200",
-    states=("#9fd0ff", "#dcc2ff", "#ffd277", "#e1e6eb", "#9aeefa", "#ffb3ac", "#e1e6eb"),
+    states=("#9fd0ff", "#dcc2ff", "#ffd277", "#e1e6eb", "#9aeefa", "#ffc89a", "#ffb3ac", "#e1e6eb"),
     curves=("#a3c8ff", "#ffbd8f", "#86f0b5", "#ffb0e6", "#90f0ff", "#d5c4ff", "#ffe07f", "#f5cbb2"),
 )
 FORCED = Palette(  # the reader's own colours, from the system

@@ -89,7 +89,9 @@ PANEL = """
 .txlab-panel .adapters form input { width: 112px; }
 .txlab-panel .adapters tr.problem > td { padding: 4px 8px 6px 24px; white-space: normal; overflow-wrap: anywhere;
   font-size: 12px; color: var(--txlab-failed); }
-.txlab-panel .adapters tr:is(.on, .failed) > * { border-bottom-color: transparent; }
+.txlab-panel .adapters tr.mark > td { padding: 4px 8px 6px 24px; white-space: normal; font-size: 12px;
+  color: var(--txlab-queued); }
+.txlab-panel .adapters tr:is(.on, .failed, .marked) > * { border-bottom-color: transparent; }
 .txlab-panel span.pill { display: inline-block; padding: 1px 9px; border-radius: 10px; font-size: 11.5px;
   color: var(--hue); background: color-mix(in srgb, var(--hue) 10%, transparent); border: 1px solid var(--txlab-edge); }
 .txlab-panel button.swatch { flex: none; width: 18px; height: 18px; min-height: 0; padding: 3px; border: 0;

@@ -18,6 +18,7 @@ from txlab.notebook.views.text import (
     engine_facts,
     flat,
     hidden_note,
+    mark_note,
     sample_note,
     visible,
 )
@@ -133,12 +134,14 @@ def _row(adapter: AdapterView, color: str, y: float) -> list[str]:
 
 
 def _notes(frame: Frame, y: float) -> tuple[list[str], float]:
-    """What went wrong, a line per failed adapter."""
-    failed = [a for a in visible(frame.view.adapters) if a.state == "failed" and a.message]
+    """What went wrong, and what is remarkable: lines of adapters."""
     parts = []
-    for adapter in failed:
-        parts.append(_text(PAD + 20, y + 14, clip(f"{adapter.name}: {flat(adapter.message)}", 130), "small failed"))
-        y += 20
+    for adapter in visible(frame.view.adapters):
+        message = adapter.message if adapter.state == "failed" else ""
+        for note, css in ((flat(message), "failed"), (mark_note(adapter), "queued")):
+            if note:
+                parts.append(_text(PAD + 20, y + 14, clip(f"{adapter.name}: {note}", 130), f"small {css}"))
+                y += 20
     return parts, y
 
 

@@ -32,6 +32,7 @@ def render_text(frame: Frame) -> str:
     """The whole board as text."""
     facts = [f"{fact.name} {fact.value} ({fact.note})" for fact in engine_facts(frame.view)]
     parts = [headline(frame), " · ".join(facts[:4]), " · ".join(facts[4:]), render_table(frame.view.adapters)]
+    parts += [f"{clip(a.name, NAME_CHARS)}  {note}" for a in visible(frame.view.adapters) if (note := mark_note(a))]
     parts += _sparkline_rows([adapter for adapter in visible(frame.view.adapters) if LOSS in adapter.curves])
     parts += [_sample_line(excerpt) for excerpt in frame.excerpts]
     parts += [line for pin in frame.pins for line in _pin_lines(pin)]
@@ -134,6 +135,11 @@ def run_note(adapter: AdapterView) -> str:
     """An adapter's run and session, short enough for a row."""
     session, _, run = adapter.model_id.partition(":")
     return f"{run} · {session[:8]}" if run else clip(session, NAME_CHARS)
+
+
+def mark_note(adapter: AdapterView) -> str:
+    """The newest remarkable thing about a step of an adapter; empty where there is none."""
+    return f"step {adapter.marks[-1][0]:,}: {adapter.marks[-1][1]}" if adapter.marks else ""
 
 
 def whole(value: float | None) -> str:

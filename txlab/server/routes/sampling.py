@@ -140,6 +140,7 @@ def _to_sample(body: SampleBody, sampler: Sampler, max_context: int) -> tuple[Sa
         topk_sample_logprobs=body.topk_sample_logprobs,
         target_prompt_logprobs=targets,
         prompt_alt_tokens_k=body.prompt_alt_tokens_k,
+        of_run=True,
     )
     return work, cells
 

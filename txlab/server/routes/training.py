@@ -6,6 +6,9 @@ its seq_id is used up, so that the requests behind it run. So it is where a body
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +17,7 @@ from fastapi import APIRouter, Request
 from pydantic import TypeAdapter, ValidationError
 
 from txlab.engine.losses import Losses
+from txlab.engine.pending_step import TOLD_SECONDS
 from txlab.engine.requests import (
     AdamParams,
     ForwardBackward,
@@ -56,14 +60,15 @@ async def forward_backward(request: Request, server: Server) -> UntypedFuture:
     body = await request.body()
     zstd = request.headers.get("content-encoding") == "zstd"
     size = len(body) * (10 if zstd else 1)
-    model_id, seq_id, work = await server.convert(size, _decode, body, zstd, server.engine)
+    model_id, seq_id, backward, work = await server.convert(size, _decode, body, zstd, server.engine)
     server.sessions.model(model_id)
 
     async def run() -> Reply:
-        with server.turn(model_id, seq_id):
-            if isinstance(work, Exception):
-                raise work
-        result = await server.ask(work)
+        async with _told_later(backward):
+            with server.turn(model_id, seq_id, "forward_backward" if backward else None):
+                if isinstance(work, Exception):
+                    raise work
+            result = await server.ask(work)
         assert isinstance(result, ForwardBackwardResult)
         size = sum(logprobs.nbytes for logprobs in result.logprobs)
         return proto_reply(await server.convert(size, encode_pass, result))
@@ -71,15 +76,27 @@ async def forward_backward(request: Request, server: Server) -> UntypedFuture:
     return server.start("training", (model_id, seq_id), run, model_id=model_id)
 
 
-def _decode(body: bytes, zstd: bool, engine: Engine) -> tuple[str, int, ForwardBackward | Exception]:
-    """Read a body: whose request it is, its place, and the request or why it is refused."""
+@asynccontextmanager
+async def _told_later(backward: bool) -> AsyncIterator[None]:
+    """Tell of a failed pass a little later, so that a client that knows of it differs from one that sent on ahead."""
+    try:
+        yield
+    except Exception:
+        if backward:
+            await asyncio.sleep(TOLD_SECONDS)
+        raise
+
+
+def _decode(body: bytes, zstd: bool, engine: Engine) -> tuple[str, int, bool, ForwardBackward | Exception]:
+    """Read a body: whose request it is, its place, if it is a backward pass, and the request or why it is refused."""
     message = parse_pass(_decompress(body) if zstd else body)
+    whose = message.model_id, message.seq_id, not message.forward_only
     try:
         request = _resolve_loss(to_forward_backward(message), engine.losses)
         validate(request, engine.limits, engine.losses)
     except Exception as error:
-        return message.model_id, message.seq_id, error
-    return message.model_id, message.seq_id, request
+        return *whose, error
+    return *whose, request
 
 
 def _resolve_loss(request: ForwardBackward, losses: Losses) -> ForwardBackward:
@@ -117,9 +134,13 @@ async def optim_step(body: OptimStepBody, server: Server) -> UntypedFuture:
     server.sessions.model(body.model_id)
 
     async def step() -> Reply:
-        with server.turn(body.model_id, body.seq_id):
-            request = OptimStep(body.model_id, body.seq_id, _adam_params(body))
-            validate(request, server.engine.limits)
+        try:
+            with server.turn(body.model_id, body.seq_id, "optim_step"):
+                request = OptimStep(body.model_id, body.seq_id, _adam_params(body))
+                validate(request, server.engine.limits)
+        except RequestError as error:
+            dropped = "Whatever was accumulated for this step was dropped: send forward_backward again, then optim_step"
+            raise RequestError(f"{error}. {dropped}") from None
         result = await server.ask(request)
         assert isinstance(result, OptimStepResult)
         return json_reply({"metrics": finite(result.metrics)})

@@ -37,6 +37,7 @@ from txlab.server.wire.weights import (
 from txlab.store.checkpoint_info import Address, CheckpointInfo, Kind
 from txlab.store.checkpoints import Checkpoints
 from txlab.store.encryption import encrypt_files
+from txlab.store.records import Records
 
 router = APIRouter(tags=["weights"], dependencies=[Depends(sweep_expired)], route_class=SequencedRoute)
 
@@ -161,8 +162,9 @@ def _create_from_checkpoint(
     model_id = session.model_id(model_seq_id)
 
     async def create() -> Reply:
-        state = await _read(server, body)
-        name = server.sessions.next_model_name(session, body.user_metadata)
+        state, info = await _read(server, body)
+        proposed = await server.in_worker(_name_of_resumed, server.records, info.address)
+        name = server.sessions.next_model_name(session, body.user_metadata, proposed)
         request = ImportAdapter(model_id, 0, state, name)
         validate(request, server.engine.limits)
         server.sessions.get(session_id)
@@ -170,6 +172,7 @@ def _create_from_checkpoint(
         with session.holding(model):
             await server.ask(request)
         server.recorder.made(model)
+        server.recorder.resumed(model_id, info, body.optimizer)
         return json_reply({"path": body.path, "model_id": model_id, "type": "load_weights"})
 
     return server.start("create_model", model_id, create, model_id=model_id)
@@ -180,7 +183,7 @@ def _load_into(server: ServerState, body: LoadWeights, model_id: str, seq_id: in
 
     async def load() -> Reply:
         with server.turn(model_id, seq_id):
-            state = await _read(server, body)
+            state, _ = await _read(server, body)
             request = ImportAdapter(model_id, seq_id, state, model.name)
             validate(request, server.engine.limits)
         await server.ask(request)
@@ -192,12 +195,22 @@ def _load_into(server: ServerState, body: LoadWeights, model_id: str, seq_id: in
     return server.start("training", (model_id, seq_id), load, model_id=model_id)
 
 
-async def _read(server: ServerState, body: LoadWeights) -> AdapterState:
-    state, _ = await server.in_worker(
+def _name_of_resumed(records: Records, address: Address) -> str:
+    """``pirate from step-40``: by its run and its checkpoint, so that people see where an adapter comes from."""
+    run = records.run(address.model_id)
+    if run is None:
+        return address.name
+    origin = records.origin(run.model_id)  # of a run that was resumed itself the first name is enough
+    stem = run.name if origin is None else run.name.removesuffix(f" from {origin.checkpoint}")
+    return f"{stem} from {address.name}"
+
+
+async def _read(server: ServerState, body: LoadWeights) -> tuple[AdapterState, CheckpointInfo]:
+    state, info = await server.in_worker(
         server.checkpoints.read, body.path, base_model=server.engine.base.name, optimizer=body.optimizer
     )
     server.recorder.audit("checkpoint_read", tinker_path=body.path)
-    return state
+    return state, info
 
 
 @router.post("/weights_info", summary="Describe a checkpoint", responses={**NOT_FOUND})
