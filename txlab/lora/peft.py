@@ -18,7 +18,7 @@ from safetensors.numpy import save
 from txlab.lora.peft_options import CONFIG_FILE, PeftError, read_alpha, read_options
 from txlab.lora.state import ALPHA, AdapterState
 from txlab.models.config import ATTENTION, MLP, UNEMBED, ModelConfig, projection_shapes
-from txlab.models.files import ModelFileError, open_safetensors, read_json, some
+from txlab.models.files import FLOATS, ModelFileError, open_safetensors, read_json, some
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLED_FILE = "adapter_model.bin"
@@ -142,8 +142,8 @@ class _Tensors:
 
     def take(self, name: str) -> np.ndarray:
         array = np.asarray(self._file.get_tensor(self.names.pop(name)))
-        if not np.issubdtype(array.dtype, np.floating) and array.dtype.name != "bfloat16":
-            raise PeftError(f"{name!r} is stored as {array.dtype}: expected float32, bfloat16 or float16")
+        if array.dtype.name not in FLOATS:
+            raise PeftError(f"{name!r} is stored as {array.dtype}: expected one of {', '.join(FLOATS)}")
         return array
 
 

@@ -16,7 +16,7 @@ from txlab.models.decoder import Decoder
 from txlab.models.mesh import make_mesh
 from txlab.models.sources import Source, resolve
 from txlab.models.tokenizer import load_tokenizer, save_gguf_tokenizer
-from txlab.models.weights import GGUFFile, SafetensorsFolder, Tensors, load_parameters
+from txlab.models.weights import GGUFFile, SafetensorsFolder, Tensors, load_parameters, own_head
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,7 +92,8 @@ def _open(source: Source, cache: Path) -> tuple[ModelConfig, Tensors, Path]:
         json.loads((source.path / "config.json").read_text()),
         json.loads(generation.read_text()) if generation.exists() else None,
     )
-    return config, SafetensorsFolder(source.path), source.path
+    tensors = SafetensorsFolder(source.path)
+    return own_head(config, tensors), tensors, source.path
 
 
 def _eos_ids(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

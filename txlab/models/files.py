@@ -15,6 +15,7 @@ LFS_POINTER = b"version https://git-lfs"
 GGUF_MAGIC = b"GGUF"
 TOKENIZER_FILES = ("tokenizer*", "*.jinja", "special_tokens_map.json", "vocab.json", "merges.txt", "added_tokens.json")
 LARGE_JSON = ("tokenizer.json", "vocab.json")  # megabytes, which only an error makes worth reading twice
+FLOATS = ("float32", "bfloat16", "float16", "float64")  # what weights may be stored as
 AGAIN = "it was cut short or damaged: fetch it again"
 
 
