@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from gguf import GGUFWriter
 
-from tests.models.test_weights import write_gguf
+from tests.models.gguf_files import write_gguf
 from tests.models.tiny import make_tiny
 from txlab.config import ModelSettings, Settings
 from txlab.notebook.errors import TxlabError
@@ -214,4 +214,3 @@ def test_what_may_not_be_read(tmp_path, folder, monkeypatch):
 def test_a_missing_index_entry(tmp_path, folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}}))
     assert "has no weight_map" in told(folder, tmp_path)
-

@@ -8,6 +8,7 @@ import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -62,6 +63,104 @@ def test_the_hugging_face_cache_needs_no_network(tmp_path, monkeypatch):
     (snapshot / "model.safetensors").unlink()
     with pytest.raises(ModelNotFound, match=r"Hugging Face cache: holds only parts of it \(.*model\.safetensors"):
         resolve("me/tiny", settings(tmp_path))
+
+
+@pytest.fixture
+def snapshot(tmp_path, monkeypatch) -> Path:
+    """A model of two shards in a Hugging Face cache, as the hub's client lays it out."""
+    repository = tmp_path / "hub" / "models--me--tiny"
+    folder = repository / "snapshots" / "abc"
+    make_tiny(folder, shards=2)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    monkeypatch.setattr(sources, "snapshot_download", cache_only(tmp_path / "hub"))
+    return folder
+
+
+def lose(*patterns: str):
+    def change(folder: Path) -> None:
+        for pattern in patterns:
+            for file in folder.glob(pattern):
+                file.unlink()
+
+    return change
+
+
+def keep_tokenizer(folder: Path) -> None:
+    """As a program that only asked for the tokenizer leaves a cache."""
+    for file in folder.iterdir():
+        if "token" not in file.name:
+            file.unlink()
+
+
+def dangle(folder: Path) -> None:
+    """A download that broke off: the link is there, what it points to is not."""
+    lose("model-00002-of-00002.safetensors")(folder)
+    (folder / "model-00002-of-00002.safetensors").symlink_to(folder.parents[1] / "blobs" / "gone")
+
+
+INCOMPLETE = [
+    (lose("config.json"), r"no config\.json"),
+    (lose("*token*"), r"no tokenizer: add tokenizer\.json"),
+    (lose("tokenizer.json"), r"no tokenizer: add tokenizer\.json"),
+    (lose("*.safetensors"), r"no model\.safetensors"),
+    (lose("model-00001-of-00002.safetensors"), r"lacks model-00001-of-00002\.safetensors"),
+    (dangle, r"lacks model-00002-of-00002\.safetensors"),
+    (keep_tokenizer, r"no config\.json"),
+]
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(("damage", "message"), INCOMPLETE)
+def test_an_incomplete_snapshot_says_what_it_lacks(tmp_path, snapshot, damage, message):
+    damage(snapshot)
+    with pytest.raises(ModelNotFound, match=rf"Hugging Face cache: holds only parts of it \(.*{message}"):
+        resolve("me/tiny", settings(tmp_path))
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(("damage", "message"), INCOMPLETE)
+def test_an_incomplete_snapshot_is_completed_by_the_hub(tmp_path, snapshot, monkeypatch, damage, message):
+    names = [file.name for file in snapshot.iterdir()]
+    damage(snapshot)
+    local = sources.snapshot_download
+
+    def download(name, **options):
+        if not options.get("local_files_only"):
+            return str(make_tiny(snapshot, shards=2))
+        return local(name, **options)
+
+    monkeypatch.setattr(sources, "snapshot_download", download)
+    monkeypatch.setattr(sources.HfApi, "model_info", lambda *args, **options: repository(*names))
+    assert resolve("me/tiny", settings(tmp_path)).path == snapshot
+    assert {file.name for file in snapshot.iterdir() if file.exists()} >= set(names)
+
+
+def repository(*names: str) -> SimpleNamespace:
+    return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["README.md"], r"its repository has no config\.json"),
+        (["tiny-Q4.gguf", "tiny-Q8.gguf"], r"no config\.json, but GGUF files \(tiny-Q4\.gguf.*pass the path of one"),
+        (["config.json", "pytorch_model.bin", "tokenizer.json"], r"no model\.safetensors.*safetensors files only"),
+        (["config.json", "model.safetensors"], r"no tokenizer: add tokenizer\.json"),
+    ],
+)
+def test_a_repository_that_cannot_be_read_is_not_downloaded(tmp_path, monkeypatch, names, message):
+    monkeypatch.setattr(sources.HfApi, "model_info", lambda *args, **options: repository(*names))
+    with pytest.raises(ModelNotFound, match=rf"Hugging Face hub: .*{message}"):
+        resolve("me/tiny", settings(tmp_path))
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_folder_with_gguf_files_says_what_to_pass(tmp_path):
+    (tmp_path / "tiny-Q4.gguf").touch()
+    with pytest.raises(ModelNotFound, match=r"no config\.json, but GGUF files \(tiny-Q4\.gguf.*pass the path of one"):
+        resolve(str(tmp_path), settings(tmp_path))
 
 
 @pytest.mark.usefixtures("offline")

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGUFWriter
 from safetensors.numpy import load_file, save_file
 
 from tests.models.compute import segment_attention
+from tests.models.gguf_files import write_gguf
 from tests.models.tiny import make_tiny
 from txlab.config import ModelSettings
 from txlab.models.base import BaseModel, load_base
 from txlab.models.config import ModelConfig
 from txlab.models.files import ModelFileError
 from txlab.models.mesh import make_mesh
-from txlab.models.weights import GGUF_NAMES, HF_NAMES, GGUFFile, SafetensorsFolder, WeightsError, load_parameters
+from txlab.models.weights import GGUFFile, SafetensorsFolder, WeightsError, load_parameters
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -93,33 +93,6 @@ def test_gguf_gives_the_same_parameters_as_safetensors(tmp_path, family, options
         assert getattr(config, field) == getattr(expected, field), field
     for name, array in load_parameters(config, file, make_mesh()).items():
         np.testing.assert_array_equal(array, load(folder)[name], err_msg=name)
-
-
-def write_gguf(folder: Path, family: str, path: Path) -> Path:
-    """The same model as llama.cpp's converter writes it: for llama, with rotation pairs side by side."""
-    config, tensors = read_config(folder), load_file_all(folder)
-    writer = GGUFWriter(path, family)
-    writer.add_context_length(config.max_context)
-    writer.add_block_count(config.num_layers)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_heads)
-    writer.add_head_count_kv(config.num_kv_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_token_list([f"t{i}" for i in range(config.vocab_size)])
-    for parameter, spelling in HF_NAMES.items():
-        for layer in range(config.num_layers if "{}" in spelling else 1):
-            if (array := tensors.get(spelling.format(layer))) is not None:
-                heads = {"layers.q_proj": config.num_heads, "layers.k_proj": config.num_kv_heads}.get(parameter)
-                if family == "llama" and heads:
-                    array = array.reshape(heads, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
-                writer.add_tensor(GGUF_NAMES[parameter].format(layer), np.ascontiguousarray(array))
-    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
-        write()
-    writer.close()
-    return path
 
 
 def load_file_all(folder: Path) -> dict[str, np.ndarray]:
@@ -236,7 +209,7 @@ def test_frequencies_that_follow_from_the_config_are_of_no_consequence(folder, n
 def test_quantized_weights_are_not_taken_for_numbers(folder, dtype):
     name = "model.layers.1.mlp.up_proj.weight"
     edit(folder, lambda tensors: tensors.update({name: tensors[name].astype(dtype)}))
-    with pytest.raises(WeightsError, match=rf"model\.layers\.1\.mlp\.up_proj\.weight.*quantized"):
+    with pytest.raises(WeightsError, match=r"model\.layers\.1\.mlp\.up_proj\.weight.*quantized"):
         load(folder)
 
 

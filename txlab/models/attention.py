@@ -47,6 +47,8 @@ def rope_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
             return base, 1.0
         case RopeScaling(kind="linear", factor=factor):
             return base / np.float32(factor), 1.0
+        case RopeScaling(kind="factors", factors=factors):
+            return base / np.asarray(factors, np.float32), 1.0
         case RopeScaling(kind="llama3") as scaling:
             return _llama3(base, scaling), 1.0
         case scaling:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from txlab.models.fields import Fields
+from txlab.models.files import ModelFileError
+
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+FULL_ATTENTION = "full_attention"
 GGUF_ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -17,7 +21,7 @@ UNEMBED = ("lm_head",)
 BLOCK = 128  # queries, and keys, that attention takes at once: fastest on CPU
 
 
-class UnsupportedModel(ValueError):  # noqa: N818 - says what it is
+class UnsupportedModel(ModelFileError):  # noqa: N818 - says what it is
     """A model that the decoder does not compute; the message says what is supported."""
 
     def __init__(self, what: str, value: object, supported: tuple[str, ...]):
@@ -28,7 +32,7 @@ class UnsupportedModel(ValueError):  # noqa: N818 - says what it is
 class RopeScaling:
     """How rotary frequencies are stretched; fields are those of Hugging Face's ``rope_parameters``."""
 
-    kind: str  # "linear", "llama3" or "yarn"
+    kind: str  # "linear", "llama3", "yarn" or "factors"
     factor: float
     original_context: int  # tokens that the model was first trained for
     low_freq_factor: float = 1.0  # llama3
@@ -37,6 +41,7 @@ class RopeScaling:
     beta_slow: float = 1.0  # yarn
     attention_factor: float | None = None  # yarn; None: 0.1 ln(factor) + 1
     truncate: bool = True  # yarn
+    factors: tuple[float, ...] = ()  # factors: what divides each frequency, as a GGUF file says it
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,73 +68,81 @@ class ModelConfig:
     eos_ids: tuple[int, ...] = ()
 
     @classmethod
-    def from_hf(cls, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
+    def from_hf(
+        cls, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None, where: str = "config.json"
+    ) -> ModelConfig:
         """Read ``config.json`` (and ``generation_config.json``) as transformers 4 or 5 writes them.
 
-        Raises UnsupportedModel for anything that the decoder would compute differently.
+        Raises UnsupportedModel for anything that the decoder would compute differently, and ModelFileError for entries
+        that are missing or of another type; ``where`` is what the message calls the file.
         """
-        generation = generation or {}
+        entries = Fields(config, where)
+        generated = Fields(generation or {}, where.replace("config.json", "generation_config.json"))
         architecture = _architecture(config)
-        _refuse_variants(config)
-        rope = _rope_parameters(config)
-        heads = config["num_attention_heads"]
-        biased = bool(config.get("attention_bias", False))
+        layers = entries.size("num_hidden_layers")
+        _refuse_variants(config, entries, layers)
+        rope = _rope_parameters(config, entries)
+        rotary = Fields(rope, f"the rope parameters of {where}")
+        hidden, heads, kv_heads = _heads(entries)
+        context = entries.size("max_position_embeddings", 2048)
+        biased = entries.flag("attention_bias")
         qwen2 = architecture == "Qwen2ForCausalLM"
         return cls(
             architecture=architecture,
-            vocab_size=config["vocab_size"],
-            hidden_size=config["hidden_size"],
-            intermediate_size=config["intermediate_size"],
-            num_layers=config["num_hidden_layers"],
+            vocab_size=entries.size("vocab_size"),
+            hidden_size=hidden,
+            intermediate_size=entries.size("intermediate_size"),
+            num_layers=layers,
             num_heads=heads,
-            num_kv_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            max_context=config.get("max_position_embeddings", 2048),
-            rope_theta=float(rope.get("rope_theta", 10000.0)),
-            rope_scaling=_rope_scaling(rope, config),
-            rms_norm_eps=config.get("rms_norm_eps", 1e-6),
-            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+            num_kv_heads=kv_heads,
+            head_dim=entries.size("head_dim", hidden // heads),
+            max_context=context,
+            rope_theta=rotary.number("rope_theta", 10000.0),
+            rope_scaling=_rope_scaling(rope, rotary, context),
+            rms_norm_eps=entries.number("rms_norm_eps", 1e-6),
+            tie_word_embeddings=entries.flag("tie_word_embeddings"),
             qkv_bias=biased or qwen2,
             o_bias=biased and not qwen2,
             qk_norm=architecture == "Qwen3ForCausalLM",
-            bos_ids=_ids(generation.get("bos_token_id"), config.get("bos_token_id")),
-            eos_ids=_ids(generation.get("eos_token_id"), config.get("eos_token_id")),
+            bos_ids=_ids(*generated.ids("bos_token_id"), *entries.ids("bos_token_id")),
+            eos_ids=_ids(*generated.ids("eos_token_id"), *entries.ids("eos_token_id")),
         )
 
     @classmethod
-    def from_gguf(cls, metadata: Mapping[str, Any], tensors: frozenset[str]) -> ModelConfig:
-        """Read GGUF metadata; ``tensors`` are the names that the file holds. Raises UnsupportedModel."""
+    def from_gguf(
+        cls, metadata: Mapping[str, Any], tensors: frozenset[str], rope_factors: Sequence[float] = ()
+    ) -> ModelConfig:
+        """Read GGUF metadata; ``tensors`` are the names that the file holds. Raises UnsupportedModel.
+
+        ``rope_factors`` are what its ``rope_freqs.weight`` holds, as files of Llama 3.1 and later do.
+        """
         arch = metadata["general.architecture"]
         if arch not in GGUF_ARCHITECTURES:
             raise UnsupportedModel("GGUF architecture", arch, tuple(GGUF_ARCHITECTURES))
-        if "rope_freqs.weight" in tensors:
-            raise UnsupportedModel("GGUF tensor", "rope_freqs.weight", ("the same model as a safetensors folder",))
         model = {key.removeprefix(f"{arch}."): value for key, value in metadata.items()}
-        rope = {
-            "rope_type": {"none": "default"}.get(kind := model.get("rope.scaling.type", "none"), kind),
-            "factor": model.get("rope.scaling.factor", 1.0),
-            "original_max_position_embeddings": model.get("rope.scaling.original_context_length"),
-        }
         heads = model["attention.head_count"]
+        head_dim = model.get("attention.key_length", model["embedding_length"] // heads)
+        if model.get("rope.dimension_count", head_dim) != head_dim:
+            raise UnsupportedModel("rope.dimension_count", model["rope.dimension_count"], (f"{head_dim}, of all",))
         return cls(
             architecture=GGUF_ARCHITECTURES[arch],
-            vocab_size=len(metadata["tokenizer.ggml.tokens"]),
+            vocab_size=len(metadata.get("tokenizer.ggml.tokens", ())),
             hidden_size=model["embedding_length"],
             intermediate_size=model["feed_forward_length"],
             num_layers=model["block_count"],
             num_heads=heads,
             num_kv_heads=model.get("attention.head_count_kv", heads),
-            head_dim=model.get("attention.key_length", model["embedding_length"] // heads),
+            head_dim=head_dim,
             max_context=model["context_length"],
             rope_theta=model.get("rope.freq_base", 10000.0),
-            rope_scaling=_rope_scaling(rope, {"max_position_embeddings": model["context_length"]}),
+            rope_scaling=_gguf_rope_scaling(model, tuple(rope_factors)),
             rms_norm_eps=model["attention.layer_norm_rms_epsilon"],
             tie_word_embeddings="output.weight" not in tensors,
             qkv_bias="blk.0.attn_q.bias" in tensors,
             o_bias="blk.0.attn_output.bias" in tensors,
             qk_norm="blk.0.attn_q_norm.weight" in tensors,
             bos_ids=_ids(metadata.get("tokenizer.ggml.bos_token_id")),
-            eos_ids=_ids(metadata.get("tokenizer.ggml.eos_token_id")),
+            eos_ids=_ids(*(metadata.get(f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot", "eom"))),
         )
 
 
@@ -150,38 +163,53 @@ def projection_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 
 def _architecture(config: Mapping[str, Any]) -> str:
-    names = config.get("architectures") or [config.get("model_type", "unknown")]
-    if names[0] not in ARCHITECTURES:
-        raise UnsupportedModel("architecture", names[0], ARCHITECTURES)
-    return names[0]
+    names = config.get("architectures") or config.get("model_type", "unknown")
+    name = str(names[0]) if isinstance(names, list) else str(names)
+    if name not in ARCHITECTURES:
+        raise UnsupportedModel("architecture", name, ARCHITECTURES)
+    return name
 
 
-def _refuse_variants(config: Mapping[str, Any]) -> None:
+def _heads(entries: Fields) -> tuple[int, int, int]:
+    """Width, query heads and key heads, which divide one another."""
+    hidden, heads = entries.size("hidden_size"), entries.size("num_attention_heads")
+    kv_heads = entries.size("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise UnsupportedModel("num_key_value_heads", kv_heads, (f"a divisor of num_attention_heads, {heads}",))
+    if hidden < heads:
+        raise UnsupportedModel("hidden_size", hidden, (f"at least num_attention_heads, {heads}",))
+    return hidden, heads, kv_heads
+
+
+def _refuse_variants(config: Mapping[str, Any], entries: Fields, layers: int) -> None:
     """Raise for options of supported architectures that change what they compute."""
     activation = config.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise UnsupportedModel("activation", activation, ("silu",))
-    if config.get("mlp_bias"):
+    if entries.flag("mlp_bias"):
         raise UnsupportedModel("mlp_bias", True, ("false",))
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unknown")
+    if quantization := entries.entries("quantization_config"):
+        method = quantization.get("quant_method", "unknown")
         raise UnsupportedModel("quantization", method, ("float32", "bfloat16", "float16"))
-    windowed = config.get("use_sliding_window") and config.get("max_window_layers", 0) < config["num_hidden_layers"]
+    windowed = entries.flag("use_sliding_window") and (config.get("max_window_layers") or 0) < layers
     if windowed or "sliding_attention" in (config.get("layer_types") or ()):
         raise UnsupportedModel("attention", "sliding window", ("full attention",))
 
 
-def _rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+def _rope_parameters(config: Mapping[str, Any], entries: Fields) -> dict[str, Any]:
     """One dictionary from ``rope_parameters`` (transformers 5) or ``rope_theta`` and ``rope_scaling`` (4)."""
-    rope = {"rope_theta": config.get("rope_theta", 10000.0)}
-    rope |= config.get("rope_scaling") or {}
-    rope |= config.get("rope_parameters") or {}
+    rope = {"rope_theta": config.get("rope_theta")}
+    rope |= entries.entries("rope_scaling")
+    rope |= entries.entries("rope_parameters")
+    if FULL_ATTENTION in rope:  # of models whose layers may differ in kind; here all are of this one
+        rope |= Fields(rope, "config.json").entries(FULL_ATTENTION)
     if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
         raise UnsupportedModel("partial_rotary_factor", rope.get("partial_rotary_factor"), ("1.0",))
     return rope
 
 
-def _rope_scaling(rope: Mapping[str, Any], config: Mapping[str, Any]) -> RopeScaling | None:
+def _rope_scaling(rope: Mapping[str, Any], rotary: Fields, context: int) -> RopeScaling | None:
+    """``rotary`` reads ``rope`` by type; ``context`` is what the model may see."""
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind not in ROPE_TYPES:
         raise UnsupportedModel("rope type", kind, ROPE_TYPES)
@@ -189,10 +217,30 @@ def _rope_scaling(rope: Mapping[str, Any], config: Mapping[str, Any]) -> RopeSca
         return None
     if kind == "yarn" and (rope.get("mscale") or rope.get("mscale_all_dim")):
         raise UnsupportedModel("yarn option", "mscale", ("attention_factor",))
-    original = rope.get("original_max_position_embeddings") or config.get("max_position_embeddings", 2048)
-    names = ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor", "truncate")
-    given = {name: rope[name] for name in names if rope.get(name) is not None}
-    return RopeScaling(kind, float(rope["factor"]), original, **given)
+    original = rotary.size("original_max_position_embeddings", context)
+    # Where yarn's factor is null, it is how far the context was stretched.
+    factor = rotary.number("factor", context / original if kind == "yarn" and "factor" in rope else None)
+    required = ("low_freq_factor", "high_freq_factor") if kind == "llama3" else ()
+    names = (*required, "beta_fast", "beta_slow", "attention_factor")
+    given: dict[str, Any] = {
+        name: rotary.number(name) for name in names if rope.get(name) is not None or name in required
+    }
+    return RopeScaling(kind, factor, original, truncate=rotary.flag("truncate", True), **given)
+
+
+def _gguf_rope_scaling(model: Mapping[str, Any], factors: tuple[float, ...]) -> RopeScaling | None:
+    context = model["context_length"]
+    kind = model.get("rope.scaling.type", "none")
+    if factors and kind == "none":
+        return RopeScaling("factors", 1.0, context, factors=factors)
+    if factors:
+        raise UnsupportedModel("rope_freqs.weight with rope scaling", kind, ("rope_freqs.weight alone",))
+    rope = {
+        "rope_type": "default" if kind == "none" else kind,
+        "factor": model.get("rope.scaling.factor", 1.0),
+        "original_max_position_embeddings": model.get("rope.scaling.original_context_length"),
+    }
+    return _rope_scaling(rope, Fields(rope, "the file's rope scaling"), context)
 
 
 def _ids(*values: int | list[int] | None) -> tuple[int, ...]:

@@ -66,6 +66,7 @@ GGUF_NAMES = {
     "layers.up_proj": "blk.{}.ffn_up.weight",
     "layers.down_proj": "blk.{}.ffn_down.weight",
 }
+ROPE_FACTORS = "rope_freqs.weight"  # in GGUF files; a constant of the model and no parameter
 
 
 class WeightsError(ModelFileError):
@@ -167,15 +168,21 @@ def own_head(config: ModelConfig, tensors: SafetensorsFolder) -> ModelConfig:
 
 
 class GGUFFile:
-    """A GGUF file, quantized or not; ``metadata`` holds its key-value pairs."""
+    """A GGUF file, quantized or not; ``metadata`` holds its key-value pairs. Raises WeightsError."""
 
     spelling = GGUF_NAMES
 
     def __init__(self, path: Path):
         reader = open_gguf(path)
-        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-        self.names = frozenset(self._tensors)
         self.metadata: dict[str, Any] = {key: field.contents() for key, field in reader.fields.items()}
+        _refuse_parts(path, self.metadata)
+        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self.names = frozenset(self._tensors) - {ROPE_FACTORS}
+
+    @property
+    def rope_factors(self) -> tuple[float, ...]:
+        """What divides each rotary frequency, in files that say so."""
+        return tuple(self.read(ROPE_FACTORS).tolist()) if ROPE_FACTORS in self._tensors else ()
 
     def read(self, name: str) -> np.ndarray:
         tensor = self._tensors[name]
@@ -187,6 +194,19 @@ class GGUFFile:
             if ".attn_k." in name:
                 return _unpermute(array, self.metadata.get("llama.attention.head_count_kv", heads))
         return array
+
+
+def _refuse_parts(path: Path, metadata: Mapping[str, Any]) -> None:
+    count = metadata.get("split.count", 1)
+    if count > 1:
+        part = metadata.get("split.no", 0) + 1
+        first = path.name.replace(f"-{part:05d}-of-", "-00001-of-")
+        whole = first.replace(f"-00001-of-{count:05d}", "")
+        whole = whole if whole != first else f"whole-{first}"
+        raise WeightsError(
+            f"{path} is part {part} of {count} of a split GGUF file, and txlab reads whole ones. Join the parts: "
+            f"llama-gguf-split --merge {first} {whole}"
+        )
 
 
 def load_parameters(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from txlab.config import ServerSettings, Settings
 from txlab.engine.bus import LOSS, EventBus, LabView
+from txlab.folders import why_not_writable
 from txlab.notebook.access import Access
 from txlab.notebook.board import Board, Boards
 from txlab.notebook.controls import Controls
@@ -90,6 +91,7 @@ class Lab(Access, OwnLosses, Sampling, Exchange, Reports, Faces, Histories, Cont
         listener = stack.enter_context(bind(server.host, server.port))  # a taken port is told before the long wait
         self.api_key = make_api_key(server.api_key)
         stack.enter_context(self._log.capture())
+        check_root(self.settings.store.root)
         base = load_model(self.settings)
         self._tokenizer = base.tokenizer
         port = listener.getsockname()[1]
@@ -341,14 +343,23 @@ def make_api_key(wanted: str | None) -> str:
 def load_model(settings: Settings) -> BaseModel:
     """The base model that ``settings`` name. Raises TxlabError where it cannot be had."""
     from txlab.models.base import load_base
-    from txlab.models.config import UnsupportedModel
+    from txlab.models.files import ModelFileError
+    from txlab.models.mesh import NoDevice
     from txlab.models.sources import ModelNotFound
-    from txlab.models.weights import WeightsError
 
     try:
         return load_base(settings.model)
-    except (ModelNotFound, UnsupportedModel, WeightsError) as error:
+    except (ModelNotFound, ModelFileError, NoDevice) as error:
         raise TxlabError(str(error)) from None
+
+
+def check_root(root: Path) -> None:
+    """Raise TxlabError where the folder of the checkpoints cannot be written, before a model is loaded for nothing."""
+    if problem := why_not_writable(root):
+        raise TxlabError(
+            f"Checkpoints are kept in {root}, which cannot be written ({problem}). "
+            "Set TXLAB_HOME (or root=, --root) to another folder."
+        )
 
 
 @contextmanager
