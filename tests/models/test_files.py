@@ -7,12 +7,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import pytest
 from gguf import GGUFWriter
 
+from tests.models import gguf_files
 from tests.models.gguf_files import write_gguf
-from tests.models.tiny import make_tiny
+from tests.models.tiny import make_tiny, make_tokenizer
 from txlab.config import ModelSettings, Settings
+from txlab.engine.compiles import use_compile_cache
 from txlab.notebook.errors import TxlabError
 from txlab.notebook.lab import load_model
 
@@ -102,7 +105,7 @@ def test_a_folder_in_place_of_a_file(tmp_path, folder, name):
 
 def test_a_tokenizer_that_the_library_does_not_take(tmp_path, folder):
     (folder / "tokenizer.json").write_text('{"version": "1.0"}')
-    assert f"the tokenizer in {folder} cannot be read" in told(folder, tmp_path)
+    assert f"{folder / 'tokenizer.json'} cannot be read" in told(folder, tmp_path)
 
 
 def test_a_sentencepiece_model_alone_says_what_is_needed(tmp_path, folder):
@@ -195,7 +198,7 @@ def test_a_path_that_is_no_model(tmp_path, name, make, parts):
 def test_a_home_folder(tmp_path, folder, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert f"{tmp_path}/nowhere" in told("~/nowhere", tmp_path)
-    assert "~nobody" in told("~nobody/model", tmp_path)
+    assert "~no-such-user" in told("~no-such-user/model", tmp_path)
 
 
 def test_what_may_not_be_read(tmp_path, folder, monkeypatch):
@@ -214,3 +217,31 @@ def test_what_may_not_be_read(tmp_path, folder, monkeypatch):
 def test_a_missing_index_entry(tmp_path, folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}}))
     assert "has no weight_map" in told(folder, tmp_path)
+
+
+# ------------------------------------------------------------------------------------ folders and devices
+
+
+def test_an_unwritable_cache_is_done_without(tmp_path, monkeypatch, caplog):
+    """The tokenizer of a GGUF file goes where this process may write; the model is served all the same."""
+    monkeypatch.undo()  # weights are read here
+    tokenizer = make_tokenizer()
+    entries = gguf_files.metadata(tokenizer.backend_tokenizer, "gpt-2")
+    file = write_gguf(make_tiny(tmp_path / "model"), "llama", tmp_path / "model.gguf", entries)
+    (tmp_path / "cache").write_text("a file")
+    base = load_model(Settings(model=ModelSettings(name=str(file), cache=tmp_path / "cache")))
+    assert (base.tokenizer_dir / "tokenizer.json").is_file()
+    lines = [record.getMessage() for record in caplog.records if "TXLAB_CACHE" in record.getMessage()]
+    assert len(lines) == 1
+    assert str(tmp_path / "cache") in lines[0]
+
+
+def test_an_unwritable_compile_cache_is_done_without(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    before = jax.config.jax_compilation_cache_dir
+    use_compile_cache(tmp_path / "file" / "xla")
+    assert jax.config.jax_compilation_cache_dir == before
+    assert [record.getMessage() for record in caplog.records] == [
+        f"Compiled programs are not kept: {tmp_path / 'file' / 'xla'} cannot be written (Not a directory). "
+        "TXLAB_CACHE names another."
+    ]

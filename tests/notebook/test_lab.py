@@ -221,3 +221,17 @@ def test_an_adapter_that_peft_trained_on_comes_back(lab: Lab, tmp_path: Path) ->
     found = passed.result(timeout=120).loss_fn_outputs[0]["logprobs"].to_numpy()
     service.close("success").result(timeout=20)
     assert found == pytest.approx(expected.numpy(), abs=1e-4)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_root_that_cannot_be_written_is_told_before_a_model_is_loaded(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, inside: bool
+) -> None:
+    (tmp_path / "file").touch()
+    root = tmp_path / "file" / "home" if inside else tmp_path / "file"
+    monkeypatch.setattr("txlab.models.base.load_base", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setenv("TXLAB_HOME", str(root))
+    for options in ({}, {"root": root}):
+        with pytest.raises(TxlabError, match=rf"kept in {root}, which cannot be written .*TXLAB_HOME"):
+            serve(str(tiny_llama), **options)  # type: ignore[arg-type]
+    assert Lab.current is None

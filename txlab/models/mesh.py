@@ -32,7 +32,7 @@ def _first_device() -> Sequence[jax.Device]:
     try:
         return jax.devices()[:1]
     except RuntimeError as error:
-        asked = jax.config.read("jax_platforms") or os.environ.get("JAX_PLATFORMS")
+        asked = os.environ.get("JAX_PLATFORMS", "")
         reason = str(error).splitlines()[0]
         raise NoDevice(
             f"JAX finds no device for JAX_PLATFORMS={asked} ({reason}): set JAX_PLATFORMS=cpu or unset it and restart "
