@@ -176,11 +176,11 @@ def weights_file(folder: Path) -> None:
 
 
 PLACES: dict[str, tuple[str, Callable[[Path], None], tuple[str, ...]]] = {
-    "empty folder": ("model", empty, ("is empty",)),
+    "empty folder": ("model", empty, ("it is empty",)),
     "adapter": ("model", adapter, ("is a PEFT adapter", "lab.import_peft")),
     "folder of GGUF files": ("model", gguf_folder, ("tiny.Q4_0.gguf",)),
     "PyTorch weights": ("model", pickled, ("pytorch_model.bin", "save_pretrained")),
-    "folder named .gguf": ("model.gguf", empty, ("is empty",)),
+    "folder named .gguf": ("model.gguf", empty, ("it is empty",)),
     "another file": ("model.txt", text_file, ("is a file", "folder")),
     "a safetensors file": ("model.safetensors", weights_file, ("is a file", "folder")),
     "nothing": ("nowhere", lambda folder: None, ("no such",)),

@@ -93,9 +93,9 @@ def why_no_model(place: str, names: Collection[str]) -> str | None:
             "lab.import_peft(folder, name)"
         )
     if files := sorted(name for name in names if name.endswith(".gguf")):
-        return f"{place} holds GGUF files: name one of them, {some(files)}"
+        return f"{place} has no config.json, but GGUF files ({some(files)}): pass the path of one"
     if not names:
-        return f"{place} is empty"
+        return f"{place} has no config.json: it is empty"
     return f"{place} has no config.json (it has {some(names)})"
 
 

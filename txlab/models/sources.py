@@ -203,7 +203,8 @@ def _lacking(names: Collection[str]) -> str:
         gguf = sorted(name for name in names if name.endswith(".gguf"))
         return "no config.json" + (f", but GGUF files ({', '.join(gguf[:5])}): pass the path of one" if gguf else "")
     if not any(name.endswith(".safetensors") for name in names):
-        return f"no model.safetensors; {why_no_weights(names) or 'weights are read from safetensors files only'}"
+        cure = why_no_weights(names)
+        return "no model.safetensors (weights are read from safetensors files only)" + (f": {cure}" if cure else "")
     problem = missing_tokenizer(names)
     return f"no tokenizer: {problem}" if problem else ""
 
