@@ -127,6 +127,32 @@ def test_bad_input_is_one_message(tiny_llama: Path, env: dict[str, str]) -> None
     assert len(in_use.stderr.splitlines()) == 1
 
 
+def test_a_platform_without_its_device_is_one_message(tiny_llama: Path, env: dict[str, str]) -> None:
+    served = txlab("serve", str(tiny_llama), env=env | {"JAX_PLATFORMS": "no_such_platform"})
+    assert served.returncode == 1
+    assert served.stderr.startswith("txlab: JAX finds no device for JAX_PLATFORMS=no_such_platform")
+    assert "JAX_PLATFORMS=cpu" in served.stderr
+    assert len(served.stderr.splitlines()) == 1
+
+
+def test_damaged_files_are_one_message(tmp_path: Path, env: dict[str, str]) -> None:
+    (tmp_path / "config.json").write_text("version https://git-lfs.github.com/spec/v1")
+    (tmp_path / "home").touch()
+    served = txlab("serve", str(tmp_path), env=env)
+    fetched = txlab("fetch", str(tmp_path / "none"), env=env)
+    homeless = txlab("serve", str(tmp_path), env=env | {"TXLAB_HOME": str(tmp_path / "home")})
+    uncached = txlab("fetch", env=env | {"TXLAB_CACHE": str(tmp_path / "home")})
+    for run, part in (
+        (served, "is a Git LFS pointer"),
+        (fetched, "no such folder"),
+        (homeless, "TXLAB_HOME"),
+        (uncached, "TXLAB_CACHE"),
+    ):
+        assert run.returncode == 1
+        assert part in run.stderr
+        assert len(run.stderr.splitlines()) == 1, run.stderr
+
+
 def test_fetch_says_where_the_model_is(
     tiny_llama: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

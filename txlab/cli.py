@@ -143,12 +143,19 @@ def wait_for_interrupt() -> NoReturn:
 
 def fetch(model: str) -> int:
     """Bring ``model`` into the cache, so that later no network is needed. Raises TxlabError where it cannot be had."""
-    from txlab.models.sources import ModelNotFound, resolve
+    from txlab.folders import why_not_writable
+    from txlab.models.files import ModelFileError
+    from txlab.models.sources import PACKAGED, ModelNotFound, resolve
     from txlab.notebook.errors import TxlabError
 
+    settings = ModelSettings(name=model)
+    if model in PACKAGED and (problem := why_not_writable(settings.cache)):
+        raise TxlabError(
+            f"The cache {settings.cache} cannot be written ({problem}). Set TXLAB_CACHE to another folder."
+        )
     try:
-        source = resolve(model, ModelSettings(name=model))
-    except ModelNotFound as error:
+        source = resolve(model, settings)
+    except (ModelNotFound, ModelFileError) as error:
         raise TxlabError(str(error)) from None
     print(f"{model} is at {source.path}")
     return 0

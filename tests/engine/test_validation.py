@@ -37,6 +37,7 @@ POLICY = {"logprobs": -1.0, "advantages": 1.0}
 LONG = datum(65)
 SHORT_TARGETS = Datum(tokens(5), tokens(4))
 NOT_IN_VOCABULARY = Datum(np.array([1, 2, 320]), np.array([1, 2, 3]))
+IGNORED_TARGET = Datum(np.array([1, 2, 3]), np.array([-100, -100, 3]))
 BAD_TARGET = Datum(np.array([1, 2, 3]), np.array([1, -7, 3]))
 
 REFUSED = {
@@ -52,6 +53,7 @@ REFUSED = {
     "too long": (fb([datum(3), LONG]), r"data\[1\].model_input has 65 tokens; the context of this model is 64"),
     "token": (fb([NOT_IN_VOCABULARY]), r"data\[0\].model_input\[2\] is token 320, outside the vocabulary 0 … 319"),
     "target": (fb([BAD_TARGET]), r"data\[0\].loss_fn_inputs\['target_tokens'\]\[1\] is token -7"),
+    "target of PyTorch to skip": (fb([IGNORED_TARGET]), r"\['target_tokens'\]\[0\] is -100.*use weight 0"),
     "targets' shape": (fb([SHORT_TARGETS]), r"target_tokens'\] has shape \(4,\), model_input has 5"),
     "missing input": (fb([datum(4, logprobs=-1.0)], "ppo"), r"data\[0\].loss_fn_inputs lacks 'advantages'"),
     "unknown input": (fb([datum(4, mask=1.0)]), r"loss_fn_inputs\['mask'\] is not an input of cross_entropy"),

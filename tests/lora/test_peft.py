@@ -15,9 +15,10 @@ from txlab.config import ModelSettings
 from txlab.lora.adapter import from_state
 from txlab.lora.adapter_set import combine
 from txlab.lora.linear import LoraProjector
-from txlab.lora.peft import CONFIG_FILE, WEIGHTS_FILE, PeftError, from_peft, peft_files
+from txlab.lora.peft import WEIGHTS_FILE, from_peft, peft_files
+from txlab.lora.peft_options import CONFIG_FILE, PeftError
 from txlab.lora.state import AdapterState, LoraConfig
-from txlab.models.base import load_base
+from txlab.models.base import BaseModel, load_base
 from txlab.models.config import ATTENTION, MLP, UNEMBED, ModelConfig, projection_shapes
 from txlab.models.mesh import replicated
 
@@ -156,7 +157,7 @@ def test_peft_computes_the_same_logits(tmp_path, tied, lora):
     plain = logits(base, tokens)
     adapted = logits(peft.PeftModel.from_pretrained(base, export(tmp_path / "adapter", state)), tokens)
     assert np.abs(adapted - plain).max() > 0.1, "the adapter does nothing"
-    np.testing.assert_allclose(adapted, ours(folder, state, tokens), atol=2e-4)
+    np.testing.assert_allclose(adapted, ours(load_base(ModelSettings(name=str(folder))), state, tokens), atol=2e-4)
 
 
 def test_what_peft_saved_is_read(tmp_path):
@@ -171,7 +172,9 @@ def test_what_peft_saved_is_read(tmp_path):
     model = peft.get_peft_model(base, settings)
     model.save_pretrained(tmp_path / "saved")
     state = from_peft(tmp_path / "saved", CONFIG)
-    np.testing.assert_allclose(ours(folder, state, tokens), logits(model, tokens), atol=2e-4)
+    np.testing.assert_allclose(
+        ours(load_base(ModelSettings(name=str(folder))), state, tokens), logits(model, tokens), atol=2e-4
+    )
 
 
 def logits(model, tokens: np.ndarray) -> np.ndarray:  # (T, V)
@@ -181,8 +184,7 @@ def logits(model, tokens: np.ndarray) -> np.ndarray:  # (T, V)
         return model(torch.from_numpy(tokens[None].astype(np.int64))).logits[0].numpy()
 
 
-def ours(folder: Path, state: AdapterState, tokens: np.ndarray) -> np.ndarray:  # (T, V)
-    base = load_base(ModelSettings(name=str(folder)))
+def ours(base: BaseModel, state: AdapterState, tokens: np.ndarray) -> np.ndarray:  # (T, V)
     own = from_state(state, base.config, replicated(base.mesh))
     adapters = combine([own], base.config.num_layers, replicated(base.mesh))
     project = LoraProjector(adapters.layers, adapters.head, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from txlab.models.config import ModelConfig, RopeScaling, UnsupportedModel, projection_shapes
+from txlab.models.files import ModelFileError
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -97,3 +98,66 @@ def test_one_id_that_is_no_token(value):
 def test_known_ids_say_nothing(caplog):
     assert ModelConfig.from_hf(LLAMA, {"eos_token_id": [2, 0, 99]}).eos_ids == (2, 0, 99, 7)
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vocab_size": None}, "config.json lacks 'vocab_size'"),
+        ({"hidden_size": None}, "config.json lacks 'hidden_size'"),
+        ({"intermediate_size": None}, "config.json lacks 'intermediate_size'"),
+        ({"num_hidden_layers": None}, "config.json lacks 'num_hidden_layers'"),
+        ({"num_attention_heads": None}, "config.json lacks 'num_attention_heads'"),
+        ({"hidden_size": "32"}, "hidden_size='32': expected a positive whole number"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers=0"),
+        ({"num_hidden_layers": 1.5}, "num_hidden_layers=1.5"),
+        ({"vocab_size": True}, "vocab_size=True"),
+        ({"head_dim": "8"}, "head_dim='8'"),
+        ({"max_position_embeddings": "long"}, "max_position_embeddings='long'"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads 3.*divisor of num_attention_heads, 4"),
+        ({"rms_norm_eps": "1e-5"}, "rms_norm_eps='1e-5': expected a positive number"),
+        ({"rope_theta": "5e5"}, "rope_theta='5e5'"),
+        ({"rope_theta": -1}, "rope_theta=-1"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings='false': expected true or false"),
+        ({"attention_bias": "no"}, "attention_bias='no'"),
+        ({"rope_scaling": "linear"}, "rope_scaling='linear': expected an object"),
+        ({"quantization_config": "awq"}, "quantization_config='awq'"),
+        ({"architectures": "GPT2LMHeadModel"}, "architecture 'GPT2LMHeadModel'"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "rope parameters of config.json lacks 'factor'"),
+        ({"rope_scaling": {"type": "yarn"}}, "lacks 'factor'"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": "2"}}, "factor='2'"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor=0"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": None}}, "lacks 'factor'"),
+        *(
+            ({"rope_scaling": {key: value for key, value in LLAMA3.items() if key != missing}}, f"lacks '{missing}'")
+            for missing in ("factor", "low_freq_factor", "high_freq_factor")
+        ),
+        (
+            {"rope_scaling": LLAMA3 | {"original_max_position_embeddings": "64"}},
+            "original_max_position_embeddings='64'",
+        ),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "attention_factor": "1"}}, "attention_factor='1'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "truncate": "no"}}, "truncate='no'"),
+    ],
+)
+def test_an_entry_that_is_missing_or_of_another_type_is_named(change, message):
+    with pytest.raises(ModelFileError, match=message):
+        ModelConfig.from_hf(LLAMA | change)
+
+
+def test_a_factor_of_yarn_that_is_null_is_the_stretch_of_the_context():
+    """As transformers has it."""
+    yarn = {"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 64}
+    scaling = ModelConfig.from_hf(LLAMA | {"rope_scaling": yarn}).rope_scaling
+    assert scaling is not None
+    assert scaling.factor == 4.0
+
+
+def test_rope_parameters_by_kind_of_layer():
+    """As transformers 5 may write them for models whose layers are all of one kind."""
+    nested = {
+        "layer_types": ["full_attention"] * 3,
+        "rope_parameters": {"full_attention": LLAMA3 | {"rope_theta": 5e5}},
+    }
+    plain = ModelConfig.from_hf(LLAMA | {"rope_scaling": LLAMA3})
+    assert ModelConfig.from_hf({k: v for k, v in LLAMA.items() if k != "rope_theta"} | nested) == plain

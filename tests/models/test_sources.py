@@ -256,3 +256,25 @@ resolve("nobody/nothing", ModelSettings(cache=Path({str(tmp_path)!r})))
     run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert "Hugging Face hub: cannot be reached" in run.stderr
     assert "offline" in run.stderr.lower()
+
+
+@pytest.mark.usefixtures("offline")
+def test_an_adapter_or_pytorch_weights_on_the_hub_are_not_fetched(tmp_path, monkeypatch):
+    for files, message in (
+        (["adapter_config.json", "adapter_model.safetensors"], r"a PEFT adapter.*lab\.import_peft"),
+        (["config.json", "pytorch_model.bin", "tokenizer.json"], r"pytorch_model\.bin.*save_pretrained"),
+    ):
+        monkeypatch.setattr(sources.HfApi, "model_info", lambda *_, files=files, **__: repository(*files))
+        with pytest.raises(ModelNotFound, match=message):
+            resolve("me/it", settings(tmp_path))
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_folder_of_that_name_that_is_no_model_does_not_hide_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "me" / "it").mkdir(parents=True)
+    with pytest.raises(ModelNotFound, match="Hugging Face hub: cannot be reached"):
+        resolve("me/it", settings(tmp_path))
+    (tmp_path / "me" / "it" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelNotFound, match=r"it is a PEFT adapter.*lab\.import_peft"):
+        resolve("me/it", settings(tmp_path))

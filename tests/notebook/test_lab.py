@@ -193,3 +193,45 @@ def test_adapters_leave_and_come_back_as_peft_folders(lab: Lab, tmp_path: Path) 
     ):
         with pytest.raises(TxlabError, match=message):
             wrong()
+
+
+def test_an_adapter_that_peft_trained_on_comes_back(lab: Lab, tmp_path: Path) -> None:
+    """The model's embeddings are tied, and PEFT stores the base weights of an adapted ``lm_head`` beside it."""
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    import tinker
+    from tinker import types
+    from transformers import AutoModelForCausalLM
+
+    service = tinker.ServiceClient()
+    client = service.create_lora_training_client(base_model=lab.model, rank=4, seed=1).result()
+    path = client.save_weights_for_sampler("x").result(timeout=60).path
+    base = AutoModelForCausalLM.from_pretrained(lab.model, dtype=torch.float32, attn_implementation="eager")
+    model = peft.PeftModel.from_pretrained(base, lab.export_peft(path, tmp_path / "exported"), is_trainable=True)
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(tokens, labels=tokens).loss.backward()
+        optimizer.step()
+    model.save_pretrained(tmp_path / "trained")
+    expected = torch.log_softmax(model(tokens).logits[0, :-1].detach(), -1).gather(1, tokens[0, 1:, None])[:, 0]
+    again = service.create_training_client_from_state(lab.import_peft(tmp_path / "trained", "trained")).result()
+    inputs = {"target_tokens": [6, 7, 8], "weights": [1.0] * 3}
+    passed = again.forward([types.Datum(types.ModelInput.from_ints([5, 6, 7]), inputs)], "cross_entropy")
+    found = passed.result(timeout=120).loss_fn_outputs[0]["logprobs"].to_numpy()
+    service.close("success").result(timeout=20)
+    assert found == pytest.approx(expected.numpy(), abs=1e-4)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_root_that_cannot_be_written_is_told_before_a_model_is_loaded(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, inside: bool
+) -> None:
+    (tmp_path / "file").touch()
+    root = tmp_path / "file" / "home" if inside else tmp_path / "file"
+    monkeypatch.setattr("txlab.models.base.open_model", lambda *_: pytest.fail("a model was opened"))
+    monkeypatch.setenv("TXLAB_HOME", str(root))
+    for options in ({}, {"root": root}):
+        with pytest.raises(TxlabError, match=rf"Checkpoints cannot be kept in {root}: .*TXLAB_HOME"):
+            serve(str(tiny_llama), **options)  # type: ignore[arg-type]
+    assert Lab.current is None

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 
+from txlab.folders import why_not_writable
+
+logger = logging.getLogger(__name__)
+
 _COMPILED = "/jax/core/compile/backend_compile_duration"  # covers programs that the cache on disk had
 
 
 def use_compile_cache(folder: Path | None) -> None:
-    """Keep compiled programs in ``folder``, so that the next kernel starts warm."""
+    """Keep compiled programs in ``folder``, so that the next kernel starts warm; nowhere if it cannot be written."""
     if folder is None:
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    if problem := why_not_writable(folder):
+        logger.warning(
+            "Compiled programs are not kept: %s cannot be written (%s). TXLAB_CACHE names another.", folder, problem
+        )
+        return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 

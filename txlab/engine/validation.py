@@ -24,6 +24,7 @@ from txlab.engine.requests import (
 )
 from txlab.lora.state import LoraConfig
 
+IGNORE_INDEX = -100  # what many programs put in place of a target that shall not count
 MOST_SCORES = 2**24  # numbers of one kind that a sample request may ask for: 128 MiB with their token ids
 MOST_DRAWS = 2**18  # alternatives that it may ask for: each costs noise for the whole vocabulary
 
@@ -156,6 +157,11 @@ def _check_tokens(tokens: np.ndarray, field: str, limits: Limits) -> None:
     bad = (tokens < 0) | (tokens >= limits.vocab_size)
     if bad.any():
         at = tuple(np.argwhere(bad)[0].tolist())
+        if tokens[at] == IGNORE_INDEX:
+            raise RequestError(
+                f"{field}[{', '.join(map(str, at))}] is {IGNORE_INDEX}, PyTorch's mark of a token to skip: "
+                "use weight 0 there, with any token of the vocabulary"
+            )
         raise RequestError(
             f"{field}[{', '.join(map(str, at))}] is token {int(tokens[at])}, "
             f"outside the vocabulary 0 … {limits.vocab_size - 1}; "

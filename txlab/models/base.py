@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,13 +10,15 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from txlab.config import ModelSettings
+from txlab.folders import usable_cache
 from txlab.models.config import ModelConfig, known_ids
 from txlab.models.decoder import Decoder
 from txlab.models.detokenizer import vocabulary_of
+from txlab.models.files import ModelFileError, check_tokenizer_files, read_json
 from txlab.models.mesh import make_mesh
 from txlab.models.sources import Source, resolve
 from txlab.models.tokenizer import check_vocabulary, load_tokenizer, save_gguf_tokenizer
-from txlab.models.weights import GGUFFile, SafetensorsFolder, Tensors, load_parameters
+from txlab.models.weights import GGUFFile, SafetensorsFolder, Tensors, load_parameters, own_head
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,17 +50,19 @@ class OpenedModel:
 def load_base(settings: ModelSettings, mesh: Mesh | None = None) -> BaseModel:
     """Find, read and place the model that ``settings`` name; ``mesh`` is one device by default.
 
-    Raises ModelNotFound, UnsupportedModel, TokenizerError, or WeightsError where files disagree with the configuration.
+    Raises NoDevice, ModelNotFound, or ModelFileError where files cannot be read, or disagree with the configuration.
     """
+    mesh = mesh or make_mesh()  # before anything is fetched or read
     return load_opened(open_model(settings), mesh)
 
 
 def open_model(settings: ModelSettings) -> OpenedModel:
     """Find the model that ``settings`` name and read all but its weights, which is cheap.
 
-    Raises ModelNotFound, UnsupportedModel, TokenizerError or WeightsError.
+    Raises ModelNotFound or ModelFileError (UnsupportedModel, TokenizerError and WeightsError are some).
     """
-    config, tensors, tokenizer, tokenizer_dir = _open(resolve(settings.name, settings), settings.cache)
+    cache = usable_cache(settings.cache)
+    config, tensors, tokenizer, tokenizer_dir = _open(resolve(settings.name, settings), cache)
     check_vocabulary(tokenizer, config.vocab_size, tokenizer_dir)
     if settings.max_context is not None:
         config = replace(config, max_context=min(config.max_context, settings.max_context))
@@ -88,18 +91,20 @@ def _open(source: Source, cache: Path) -> tuple[ModelConfig, Tensors, PreTrained
     """Configuration, tensors still on disk, and the tokenizer with its folder."""
     if source.is_gguf:
         return _open_gguf(source.path, cache)
-    generation = source.path / "generation_config.json"
-    config = ModelConfig.from_hf(
-        json.loads((source.path / "config.json").read_text()),
-        json.loads(generation.read_text()) if generation.exists() else None,
-    )
+    file, generation = source.path / "config.json", source.path / "generation_config.json"
+    config = ModelConfig.from_hf(read_json(file), read_json(generation) if generation.exists() else None, str(file))
+    check_tokenizer_files(source.path)
     tokenizer, tokenizer_dir = load_tokenizer(source.path, cache)
-    return config, SafetensorsFolder(source.path), tokenizer, tokenizer_dir
+    tensors = SafetensorsFolder(source.path)
+    return own_head(config, tensors), tensors, tokenizer, tokenizer_dir
 
 
 def _open_gguf(path: Path, cache: Path) -> tuple[ModelConfig, Tensors, PreTrainedTokenizerBase, Path]:
     file = GGUFFile(path)
-    config = ModelConfig.from_gguf(file.metadata, file.names, file.rope_factors)
+    try:
+        config = ModelConfig.from_gguf(file.metadata, file.names, file.rope_factors)
+    except KeyError as error:
+        raise ModelFileError(f"{path} lacks {error}, which language models have: is it part of a model?") from None
     tokenizer, tokenizer_dir = load_tokenizer(save_gguf_tokenizer(file.metadata, cache), cache)
     return config, file, tokenizer, tokenizer_dir
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
+
+import numpy as np
+
+from txlab.models.fields import Fields
+from txlab.models.files import ModelFileError
 
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+FULL_ATTENTION = "full_attention"
 GGUF_ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -21,7 +26,7 @@ log = logging.getLogger(__name__)
 BLOCK = 128  # queries, and keys, that attention takes at once: fastest on CPU
 
 
-class UnsupportedModel(ValueError):  # noqa: N818 - says what it is
+class UnsupportedModel(ModelFileError):  # noqa: N818 - says what it is
     """A model that the decoder does not compute; the message says what is supported."""
 
     def __init__(self, what: str, value: object, supported: tuple[str, ...]):
@@ -68,37 +73,43 @@ class ModelConfig:
     eos_ids: tuple[int, ...] = ()
 
     @classmethod
-    def from_hf(cls, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
+    def from_hf(
+        cls, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None, where: str = "config.json"
+    ) -> ModelConfig:
         """Read ``config.json`` (and ``generation_config.json``) as transformers 4 or 5 writes them.
 
-        Raises UnsupportedModel for anything that the decoder would compute differently.
+        Raises UnsupportedModel for anything that the decoder would compute differently, and ModelFileError for entries
+        that are missing or of another type; ``where`` is what the message calls the file.
         """
-        generation = generation or {}
+        entries = Fields(config, where)
         architecture = _architecture(config)
-        _refuse_variants(config)
-        rope = _rope_parameters(config)
-        heads = config["num_attention_heads"]
-        biased = bool(config.get("attention_bias", False))
+        vocab_size, layers = entries.size("vocab_size"), entries.size("num_hidden_layers")
+        _refuse_variants(config, entries, layers)
+        rope = _rope_parameters(config, entries)
+        rotary = Fields(rope, f"the rope parameters of {where}")
+        hidden, heads, kv_heads = _heads(entries)
+        context = entries.size("max_position_embeddings", 2048)
+        biased = entries.flag("attention_bias")
         qwen2 = architecture == "Qwen2ForCausalLM"
         return cls(
             architecture=architecture,
-            vocab_size=config["vocab_size"],
-            hidden_size=config["hidden_size"],
-            intermediate_size=config["intermediate_size"],
-            num_layers=config["num_hidden_layers"],
+            vocab_size=vocab_size,
+            hidden_size=hidden,
+            intermediate_size=entries.size("intermediate_size"),
+            num_layers=layers,
             num_heads=heads,
-            num_kv_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            max_context=config.get("max_position_embeddings", 2048),
-            rope_theta=float(rope.get("rope_theta", 10000.0)),
-            rope_scaling=_rope_scaling(rope, config),
-            rms_norm_eps=config.get("rms_norm_eps", 1e-6),
-            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+            num_kv_heads=kv_heads,
+            head_dim=entries.size("head_dim", hidden // heads),
+            max_context=context,
+            rope_theta=rotary.number("rope_theta", 10000.0),
+            rope_scaling=_rope_scaling(rope, rotary, context),
+            rms_norm_eps=entries.number("rms_norm_eps", 1e-6),
+            tie_word_embeddings=entries.flag("tie_word_embeddings"),
             qkv_bias=biased or qwen2,
             o_bias=biased and not qwen2,
             qk_norm=architecture == "Qwen3ForCausalLM",
-            bos_ids=_ids("bos_token_id", config["vocab_size"], generation, config),
-            eos_ids=_ids("eos_token_id", config["vocab_size"], generation, config),
+            bos_ids=_ids("bos_token_id", vocab_size, generation or {}, config),
+            eos_ids=_ids("eos_token_id", vocab_size, generation or {}, config),
         )
 
     @classmethod
@@ -157,38 +168,53 @@ def projection_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 
 def _architecture(config: Mapping[str, Any]) -> str:
-    names = config.get("architectures") or [config.get("model_type", "unknown")]
-    if names[0] not in ARCHITECTURES:
-        raise UnsupportedModel("architecture", names[0], ARCHITECTURES)
-    return names[0]
+    names = config.get("architectures") or config.get("model_type", "unknown")
+    name = str(names[0]) if isinstance(names, list) else str(names)
+    if name not in ARCHITECTURES:
+        raise UnsupportedModel("architecture", name, ARCHITECTURES)
+    return name
 
 
-def _refuse_variants(config: Mapping[str, Any]) -> None:
+def _heads(entries: Fields) -> tuple[int, int, int]:
+    """Width, query heads and key heads, which divide one another."""
+    hidden, heads = entries.size("hidden_size"), entries.size("num_attention_heads")
+    kv_heads = entries.size("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise UnsupportedModel("num_key_value_heads", kv_heads, (f"a divisor of num_attention_heads, {heads}",))
+    if hidden < heads:
+        raise UnsupportedModel("hidden_size", hidden, (f"at least num_attention_heads, {heads}",))
+    return hidden, heads, kv_heads
+
+
+def _refuse_variants(config: Mapping[str, Any], entries: Fields, layers: int) -> None:
     """Raise for options of supported architectures that change what they compute."""
     activation = config.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise UnsupportedModel("activation", activation, ("silu",))
-    if config.get("mlp_bias"):
+    if entries.flag("mlp_bias"):
         raise UnsupportedModel("mlp_bias", True, ("false",))
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unknown")
+    if quantization := entries.entries("quantization_config"):
+        method = quantization.get("quant_method", "unknown")
         raise UnsupportedModel("quantization", method, ("float32", "bfloat16", "float16"))
-    windowed = config.get("use_sliding_window") and config.get("max_window_layers", 0) < config["num_hidden_layers"]
+    windowed = entries.flag("use_sliding_window") and (config.get("max_window_layers") or 0) < layers
     if windowed or "sliding_attention" in (config.get("layer_types") or ()):
         raise UnsupportedModel("attention", "sliding window", ("full attention",))
 
 
-def _rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+def _rope_parameters(config: Mapping[str, Any], entries: Fields) -> dict[str, Any]:
     """One dictionary from ``rope_parameters`` (transformers 5) or ``rope_theta`` and ``rope_scaling`` (4)."""
-    rope = {"rope_theta": config.get("rope_theta", 10000.0)}
-    rope |= config.get("rope_scaling") or {}
-    rope |= config.get("rope_parameters") or {}
+    rope = {"rope_theta": config.get("rope_theta")}
+    rope |= entries.entries("rope_scaling")
+    rope |= entries.entries("rope_parameters")
+    if FULL_ATTENTION in rope:  # of models whose layers may differ in kind; here all are of this one
+        rope |= Fields(rope, "config.json").entries(FULL_ATTENTION)
     if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
         raise UnsupportedModel("partial_rotary_factor", rope.get("partial_rotary_factor"), ("1.0",))
     return rope
 
 
-def _rope_scaling(rope: Mapping[str, Any], config: Mapping[str, Any]) -> RopeScaling | None:
+def _rope_scaling(rope: Mapping[str, Any], rotary: Fields, context: int) -> RopeScaling | None:
+    """``rotary`` reads ``rope`` by type; ``context`` is what the model may see."""
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind not in ROPE_TYPES:
         raise UnsupportedModel("rope type", kind, ROPE_TYPES)
@@ -196,10 +222,15 @@ def _rope_scaling(rope: Mapping[str, Any], config: Mapping[str, Any]) -> RopeSca
         return None
     if kind == "yarn" and (rope.get("mscale") or rope.get("mscale_all_dim")):
         raise UnsupportedModel("yarn option", "mscale", ("attention_factor",))
-    original = rope.get("original_max_position_embeddings") or config.get("max_position_embeddings", 2048)
-    names = ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor", "truncate")
-    given = {name: rope[name] for name in names if rope.get(name) is not None}
-    return RopeScaling(kind, float(rope["factor"]), original, **given)
+    original = rotary.size("original_max_position_embeddings", context)
+    # Where yarn's factor is null, it is how far the context was stretched.
+    factor = rotary.number("factor", context / original if kind == "yarn" and "factor" in rope else None)
+    required = ("low_freq_factor", "high_freq_factor") if kind == "llama3" else ()
+    names = (*required, "beta_fast", "beta_slow", "attention_factor")
+    given: dict[str, Any] = {
+        name: rotary.number(name) for name in names if rope.get(name) is not None or name in required
+    }
+    return RopeScaling(kind, factor, original, truncate=rotary.flag("truncate", True), **given)
 
 
 def _gguf_rope_scaling(model: Mapping[str, Any], factors: tuple[float, ...]) -> RopeScaling | None:
@@ -214,7 +245,7 @@ def _gguf_rope_scaling(model: Mapping[str, Any], factors: tuple[float, ...]) -> 
         "factor": model.get("rope.scaling.factor", 1.0),
         "original_max_position_embeddings": model.get("rope.scaling.original_context_length"),
     }
-    return _rope_scaling(rope, {"max_position_embeddings": context})
+    return _rope_scaling(rope, Fields(rope, "the file's rope scaling"), context)
 
 
 def _gguf_ends(vocab_size: int, metadata: Mapping[str, Any]) -> tuple[int, ...]:
@@ -230,7 +261,7 @@ def known_ids(name: str, vocab_size: int, *values: Any) -> tuple[int, ...]:
     """
 
     def is_token(value: Any) -> bool:
-        return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= value < vocab_size
+        return isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= int(value) < vocab_size
 
     flat = [i for value in values for i in (value if isinstance(value, list) else [value]) if i is not None]
     if strange := list(dict.fromkeys(repr(i) for i in flat if not is_token(i))):

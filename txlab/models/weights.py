@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gguf import GGUFReader, dequantize
+from gguf import dequantize
 from jax.sharding import Mesh
-from safetensors import SafetensorError, safe_open
 
 from txlab.models.config import ModelConfig
 from txlab.models.decoder import parameter_shapes
+from txlab.models.files import ModelFileError, open_gguf, open_safetensors, read_json, some, why_no_weights
 from txlab.models.mesh import sharding
 from txlab.models.progress import progress
 
+logger = logging.getLogger(__name__)
+
+WHOLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+STORED_FLOATS = ("F64", "F32", "F16", "BF16")  # other types are those of quantized weights
+_COMPARED_ROWS = 4096  # of two matrices at a time: several megabytes
 HF_NAMES = {
     "embedding": "model.embed_tokens.weight",
     "unembedding": "lm_head.weight",
@@ -62,7 +69,7 @@ GGUF_NAMES = {
 ROPE_FACTORS = "rope_freqs.weight"  # in GGUF files; a constant of the model and no parameter
 
 
-class WeightsError(ValueError):
+class WeightsError(ModelFileError):
     """The files of a model do not hold what its configuration promises; the message names the tensor."""
 
 
@@ -82,28 +89,82 @@ class Tensors(Protocol):
 
 
 class SafetensorsFolder:
-    """``model.safetensors``, or the shards that ``model.safetensors.index.json`` lists. Raises WeightsError."""
+    """``model.safetensors``, or the shards that ``model.safetensors.index.json`` lists. Raises ModelFileError."""
 
     spelling = HF_NAMES
 
     def __init__(self, folder: Path):
-        handles = [_open(path) for path in safetensors_files(folder)]
-        self._files = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118 - not a dict
+        self._files: dict[str, Any] = {}
+        places: dict[str, Path] = {}
+        for path in safetensors_files(folder):
+            handle = open_safetensors(path)
+            for name in handle.keys():  # noqa: SIM118 - not a dict
+                if name in places:
+                    raise WeightsError(f"tensor {name!r} is in both {places[name]} and {path.name}: which is meant?")
+                kind = handle.get_slice(name).get_dtype()
+                if kind not in STORED_FLOATS:
+                    raise WeightsError(_no_floats(path, name, kind))
+                places[name] = path
+                self._files[name] = handle
         self.names = frozenset(self._files)
 
     def read(self, name: str) -> np.ndarray:
         return np.asarray(self._files[name].get_tensor(name))
 
+    def equal(self, name: str, other: str) -> bool:
+        """Whether two matrices are the same, read a part at a time."""
+        mine, its = (self._files[each].get_slice(each) for each in (name, other))
+        if mine.get_shape() != its.get_shape():
+            return False
+        rows = mine.get_shape()[0]
+        parts = (slice(start, min(start + _COMPARED_ROWS, rows)) for start in range(0, rows, _COMPARED_ROWS))
+        return all(np.array_equal(mine[part], its[part]) for part in parts)
+
 
 def safetensors_files(folder: Path) -> list[Path]:
-    """The weights of a Hugging Face folder, whole or in shards. Raises WeightsError where some are missing."""
-    index = folder / "model.safetensors.index.json"
-    names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    """The weights of a Hugging Face folder, whole or else in shards. Raises ModelFileError where some are missing."""
+    index = folder / INDEX_FILE
+    names = _shards(index) if index.exists() and not (folder / WHOLE_FILE).exists() else {WHOLE_FILE}
     files = [folder / name for name in sorted(names)]
     missing = [file.name for file in files if not file.exists()]
     if missing:
-        raise WeightsError(f"{folder} lacks {', '.join(missing)}; weights are read from safetensors files only")
+        cure = why_no_weights([path.name for path in folder.iterdir()])
+        cure = cure or "weights are read from safetensors files only"
+        raise WeightsError(f"{folder} lacks {some(missing)}; {cure}")
     return files
+
+
+def _shards(index: Path) -> set[str]:
+    """The files that an index names."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise WeightsError(f"{index} has no weight_map, which says what file each tensor is in")
+    return set(weight_map.values())
+
+
+def _no_floats(path: Path, name: str, kind: str) -> str:
+    return (
+        f"{path} stores {name!r} as {kind}, so its weights are quantized: "
+        "serve the model in float32, bfloat16 or float16, or as a GGUF file"
+    )
+
+
+def own_head(config: ModelConfig, tensors: SafetensorsFolder) -> ModelConfig:
+    """``config``, untied where the files hold an unembedding that is not the embedding, as transformers 5 takes them.
+
+    Merging and pruning tools leave such files behind: the head is then the better witness than the configuration.
+    """
+    head, embedding = tensors.spelling["unembedding"], tensors.spelling["embedding"]
+    both = {head, embedding} <= tensors.names
+    if not config.tie_word_embeddings or not both or tensors.equal(head, embedding):
+        return config
+    logger.warning(
+        "config.json has tie_word_embeddings, but %s is stored and is not %s: it is used. "
+        "Set tie_word_embeddings to false there to end this warning.",
+        head,
+        embedding,
+    )
+    return replace(config, tie_word_embeddings=False)
 
 
 class GGUFFile:
@@ -112,7 +173,7 @@ class GGUFFile:
     spelling = GGUF_NAMES
 
     def __init__(self, path: Path):
-        reader = GGUFReader(path)
+        reader = open_gguf(path)
         self.metadata: dict[str, Any] = {key: field.contents() for key, field in reader.fields.items()}
         _refuse_parts(path, self.metadata)
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
@@ -171,16 +232,11 @@ def load_parameters(
     return parameters
 
 
-def _open(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="np")
-    except SafetensorError as error:
-        raise WeightsError(f"{path} is damaged: {error}") from None
-
-
 def _names(parameter: str, tensors: Tensors, config: ModelConfig) -> list[str]:
     """Names of the tensors of one parameter: one, or one for each layer."""
     spelling = tensors.spelling[parameter]
+    if parameter == "embedding" and config.tie_word_embeddings and spelling not in tensors.names:
+        spelling = tensors.spelling["unembedding"]  # of two that are one, either may be stored
     return [spelling.format(layer) for layer in range(config.num_layers)] if "{}" in spelling else [spelling]
 
 
@@ -198,9 +254,16 @@ def check_names(config: ModelConfig, tensors: Tensors) -> None:
     unexpected = {name for name in tensors.names - expected - ignored if not name.endswith("rotary_emb.inv_freq")}
     for problem, names in (("lacks", expected - tensors.names), ("has unexpected", unexpected)):
         if names:
-            shown = ", ".join(sorted(names)[:5])
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            raise WeightsError(f"the {config.architecture} model {problem} tensors: {shown}{more}")
+            raise WeightsError(
+                f"the {config.architecture} model {problem} tensors: {some(names, 5)}{_hint(names, tensors)}"
+            )
+
+
+def _hint(names: Set[str], tensors: Tensors) -> str:
+    """What may be the matter where the output is missing."""
+    if tensors.spelling["unembedding"] not in names - tensors.names:
+        return ""
+    return "; if the model's output shares the embedding, set tie_word_embeddings to true in config.json"
 
 
 def _unpermute(array: np.ndarray, heads: int) -> np.ndarray:

@@ -36,13 +36,15 @@ class Exchange(LabPart):
         Raises TxlabError where the lab is stopped, the name is taken, or the adapter is none that this lab can hold:
         plain LoRA on all projections of the attention, of the MLP or of the output.
         """
-        from txlab.lora.peft import PeftError, from_peft
+        from txlab.lora.peft import from_peft
+        from txlab.lora.peft_options import PeftError
         from txlab.store.checkpoint_info import Address
         from txlab.store.checkpoints import CheckpointError, Checkpoints
 
         base = self._serving().base
         try:
-            state = from_peft(Path(folder).expanduser(), base.config)
+            own = {"embedding": base.decoder.embedding[...], "head": base.decoder.head}
+            state = from_peft(Path(folder).expanduser(), base.config, own)
             address = Address("peft", "weights", name)
             return Checkpoints(self.settings.store.root).write(address, state, base_model=base.name).path
         except (CheckpointError, PeftError) as error:

@@ -30,12 +30,9 @@ EXPECTED = {"torch": 1700, "txlab": 2900}  # modules that are there afterwards; 
 
 
 def import_everything() -> None:
-    """Import what a lab needs, and find the devices."""
+    """Import what a lab needs."""
     for name in (*MODULES, *(name for name in OPTIONAL if find_spec(name))):
         import_module(name)
-    import jax
-
-    jax.devices()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from txlab.config import ServerSettings, Settings, StoreSettings
+from txlab.folders import why_not_writable
 from txlab.notebook.errors import TxlabError
 from txlab.notebook.forks import in_forked_child, let_go
 from txlab.notebook.host import listening
@@ -49,6 +50,7 @@ def prepare(settings: Settings, stack: ExitStack, old: Predecessor | None, inter
     """
     listener = stack.enter_context(_listening(settings.server, old))  # a taken port is told before the long wait
     import_everything()
+    _find_device()
     interrupts.check()
     interrupts.notice = lambda: "Interrupted: undoing what was started."
     api_key = _api_key(settings.server.api_key, old)
@@ -87,6 +89,13 @@ def load_model(settings: Settings) -> BaseModel:
         return load_base(settings.model)
 
 
+def _find_device() -> None:
+    from txlab.models.mesh import make_mesh
+
+    with _model_errors():
+        make_mesh()
+
+
 def _api_key(wanted: str | None, old: Predecessor | None) -> str:
     return old.api_key if wanted is None and old is not None else make_api_key(wanted)
 
@@ -105,13 +114,16 @@ def _open_store(settings: StoreSettings) -> Store:
 
     from txlab.store.store import Store
 
-    try:
-        return Store(settings.root)
-    except (OSError, SQLAlchemyError) as error:
-        reason = getattr(error, "orig", None) or getattr(error, "strerror", None) or error
-        raise TxlabError(
-            f"Checkpoints cannot be kept in {settings.root}: {reason}. Choose another folder (root=..., or TXLAB_HOME)."
-        ) from None
+    problem = why_not_writable(settings.root)
+    if problem is None:
+        try:
+            return Store(settings.root)
+        except (OSError, SQLAlchemyError) as error:
+            problem = str(getattr(error, "orig", None) or getattr(error, "strerror", None) or error)
+    raise TxlabError(
+        f"Checkpoints cannot be kept in {settings.root}: {problem}. "
+        "Choose another folder (root=..., --root, or TXLAB_HOME)."
+    )
 
 
 def _open_model(settings: Settings, interrupts: Interrupts) -> OpenedModel:
@@ -179,12 +191,11 @@ def _listening(server: ServerSettings, old: Predecessor | None) -> Iterator[sock
 @contextmanager
 def _model_errors() -> Iterator[None]:
     """Tell what is wrong with a model as a TxlabError."""
-    from txlab.models.config import UnsupportedModel
+    from txlab.models.files import ModelFileError
+    from txlab.models.mesh import NoDevice
     from txlab.models.sources import ModelNotFound
-    from txlab.models.tokenizer import TokenizerError
-    from txlab.models.weights import WeightsError
 
     try:
         yield
-    except (ModelNotFound, UnsupportedModel, TokenizerError, WeightsError) as error:
+    except (ModelNotFound, ModelFileError, NoDevice) as error:
         raise TxlabError(str(error)) from None
