@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from txlab.models.detokenizer import Detokenizer, vocabulary_of
+from txlab.models.detokenizer import Detokenizer, Tokens, vocabulary_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,7 +19,7 @@ class StopStrings:
     A text is what is shown of it. Special tokens are not, but a string may name them.
     """
 
-    def __init__(self, strings: Sequence[str], tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int] = ()):
+    def __init__(self, strings: Sequence[str], tokenizer: PreTrainedTokenizerBase, prompt: Tokens = ()):
         self._strings = tuple(strings)
         self._special: tuple[str, ...] = ()
         if strings:

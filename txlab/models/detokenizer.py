@@ -10,15 +10,19 @@ from __future__ import annotations
 import json
 import re
 from codecs import getincrementaldecoder
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
+
+import numpy as np
 
 from txlab.models.config import UnsupportedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Tokens = Sequence[int] | np.ndarray  # token ids: a list, or (n,) int32
 
 BROKEN = "\ufffd"  # stands for bytes that are no character
 
@@ -66,14 +70,12 @@ class Vocabulary:
         """Special tokens, which no text shows."""
         return [self._words(token) for token in sorted(self._special)]
 
-    def decode(self, tokens: Iterable[int], *, special: bool = False) -> str:
+    def decode(self, tokens: Tokens, *, special: bool = False) -> str:
         """The text of tokens, with special ones where ``special``; nothing is tidied up."""
         ids = [int(token) for token in tokens]
         return str(self._tokenizer.decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False))
 
-    def pieces(
-        self, tokens: Iterable[int], prompt: Sequence[int] = (), *, special: bool = False, growing: bool = False
-    ) -> list[str]:
+    def pieces(self, tokens: Tokens, prompt: Tokens = (), *, special: bool = False, growing: bool = False) -> list[str]:
         """The text that ``tokens`` add to a prompt's, by token; joined, the pieces are the text.
 
         A character of several tokens belongs to the last of them. Of a text that is ``growing``, what is not certain
@@ -129,7 +131,7 @@ class Vocabulary:
             end = max(end, last)
         return starts + [len(text)] * (added - before)
 
-    def bytes_after(self, prompt: Sequence[int], special: bool) -> Bytes:
+    def bytes_after(self, prompt: Tokens, special: bool) -> Bytes:
         """What puts bytes together after a byte-level prompt."""
         spell, before = self.spelling if special else self.spoken, b""
         for token in reversed(prompt):
@@ -169,7 +171,7 @@ class Detokenizer:
     bytes of a SentencePiece tokenizer, up to the first token that is none: one wrong byte makes all of them wrong.
     """
 
-    def __init__(self, vocabulary: Vocabulary, prompt: Sequence[int] = (), *, special: bool = False):
+    def __init__(self, vocabulary: Vocabulary, prompt: Tokens = (), *, special: bool = False):
         """Begin after ``prompt``; ``special``: with special tokens, as they are written."""
         self.starts: list[int] = []  # of each token whose place is certain: characters of the text before it
         self.length = 0  # characters given out
@@ -199,7 +201,7 @@ class Detokenizer:
         """The last characters, ``count`` at most, that are complete and wait only for what follows them."""
         return self._bytes.waiting(count)
 
-    def _open(self, vocabulary: Vocabulary, prompt: Sequence[int], special: bool) -> None:
+    def _open(self, vocabulary: Vocabulary, prompt: Tokens, special: bool) -> None:
         """Take the prompt's last tokens, from the last one on that no beginning of a text swallows."""
         tail: list[int] = []
         for token in map(int, reversed(prompt)):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from txlab.engine.requests import Datum
-from txlab.models.detokenizer import Vocabulary, vocabulary_of
+from txlab.models.detokenizer import Tokens, Vocabulary, vocabulary_of
 from txlab.notebook.errors import TxlabError
 from txlab.notebook.served import LabPart
 from txlab.notebook.views.frame import Decode
@@ -124,8 +124,6 @@ def as_datum(datum: Any) -> Datum:
     return Datum(tokens, inputs.pop("target_tokens", np.empty(0, np.int64)), inputs)
 
 
-def ids_only(
-    tokens: Sequence[int], prompt: Sequence[int] = (), *, special: bool = False, growing: bool = False
-) -> list[str]:
+def ids_only(tokens: Tokens, prompt: Tokens = (), *, special: bool = False, growing: bool = False) -> list[str]:
     """Stands for a decoder where there is no tokenizer."""
     return [f"{token} " for token in tokens]

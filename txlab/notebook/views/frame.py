@@ -8,6 +8,7 @@ from typing import Literal, Protocol, get_args
 
 from txlab.engine.bus import LOSS, LabView, LiveSample
 from txlab.engine.events import SampleCompleted
+from txlab.models.detokenizer import Tokens
 from txlab.notebook.errors import TxlabError
 
 PROMPT_TOKENS = 96  # the end of a prompt says what was asked; the rest would not fit
@@ -23,7 +24,7 @@ class Decode(Protocol):
     """Turns tokens into text, as the engine's vocabulary does."""
 
     def __call__(
-        self, tokens: Sequence[int], prompt: Sequence[int] = (), *, special: bool = False, growing: bool = False
+        self, tokens: Tokens, prompt: Tokens = (), *, special: bool = False, growing: bool = False
     ) -> list[str]:
         """What each token adds to the text after ``prompt``, of which half a character may still wait if it grows."""
 
