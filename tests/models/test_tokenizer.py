@@ -221,6 +221,13 @@ def test_a_tokenizer_that_cannot_be_read_is_named(tmp_path):
         load_base(ModelSettings(name=str(folder)))
 
 
+def test_a_damaged_configuration_is_said_with_its_folder(tmp_path):
+    folder = make_tiny(tmp_path / "model")
+    (folder / "tokenizer_config.json").write_text("{")
+    with pytest.raises(TokenizerError, match=r"the tokenizer of .*model cannot be loaded"):
+        load_base(ModelSettings(name=str(folder)))
+
+
 def test_a_vocabulary_that_is_absurd_beside_the_models_is_refused(tmp_path):
     folder = make_tiny(tmp_path / "model")
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab={"a": 0, "b": 1}, merges=[]))).save_pretrained(

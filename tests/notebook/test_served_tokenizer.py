@@ -125,6 +125,7 @@ def test_each_spelling_that_the_sdk_makes_of_a_name_is_known(monkeypatch, folder
     with served_tokenizer(name, folder):
         assert load(asked) == load(str(folder))
         assert load(asked, fast=True) == load(str(folder))
+        assert AutoTokenizer.from_pretrained(pretrained_model_name_or_path=asked).encode("a b") == load(str(folder))
     with pytest.raises((OSError, ValueError)):
         load(asked, local_files_only=True)
 

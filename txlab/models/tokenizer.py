@@ -54,8 +54,11 @@ def load_tokenizer(folder: Path, cache: Path) -> tuple[PreTrainedTokenizerBase, 
             return named, folder
     except Exception as error:  # whatever the code of some class finds wrong with these files
         if own is None:
-            raise TokenizerError(f"the tokenizer of {folder} cannot be loaded: {error}") from None
-    generic = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+            raise _unloadable(folder, error) from None
+    try:
+        generic = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise _unloadable(folder, error) from None
     saved = save_tokenizer(generic, cache, folder.name)
     _log.warning(
         "%s is read as it stands: the class that its folder names would make other tokens or texts. "
@@ -146,6 +149,10 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, cache: Path, name: str) -
 def _name_generic_class(file: Path) -> None:
     """Write the name of the generic class that transformers 4 knows as well."""
     file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2))
+
+
+def _unloadable(folder: Path, error: Exception) -> TokenizerError:
+    return TokenizerError(f"the tokenizer of {folder} cannot be loaded ({type(error).__name__}: {error})")
 
 
 def _read(file: Path) -> Tokenizer:

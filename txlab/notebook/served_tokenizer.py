@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -36,14 +35,14 @@ def _answering(load: Callable[..., Any], names: set[str], cut: set[str], folder:
     """``load``, which answers ``names`` from ``folder``, and ``cut`` names where it finds nothing of its own."""
 
     @wraps(load)
-    def from_pretrained(cls: type, name: str | os.PathLike[str], *args: Any, **options: Any) -> Any:
-        asked = os.fspath(name)
-        if options.get("revision", "main") not in (None, "main") or any(map(options.get, _ELSEWHERE)):
-            return load(cls, name, *args, **options)
+    def from_pretrained(cls: type, pretrained_model_name_or_path: Any, *args: Any, **options: Any) -> Any:
+        asked = str(pretrained_model_name_or_path)
+        if options.get("revision") not in (None, "main") or any(map(options.get, _ELSEWHERE)):
+            return load(cls, pretrained_model_name_or_path, *args, **options)
         if asked in names:
             return load(cls, folder, *args, **options)
         try:
-            return load(cls, name, *args, **options)
+            return load(cls, pretrained_model_name_or_path, *args, **options)
         except (OSError, ValueError):
             if asked not in cut:
                 raise
