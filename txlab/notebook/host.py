@@ -52,11 +52,21 @@ def _explain(error: OSError | OverflowError, host: str, port: int) -> str:
 class Host:
     """An ASGI app behind a listening socket, on the loop ``loop`` (auto, control, main or thread).
 
-    ``before_stop`` is called on that loop when the server stops, to end what requests wait for.
+    ``before_stop`` is called on that loop when the server stops, to end what requests wait for. Where it is ``prompt``,
+    a cell that computes gives way to it at once, which slows the cell a little.
     """
 
-    def __init__(self, app: Any, listener: socket.socket, loop: str, before_stop: Callable[[], None]):
+    def __init__(
+        self,
+        app: Any,
+        listener: socket.socket,
+        loop: str,
+        before_stop: Callable[[], None] = lambda: None,
+        *,
+        prompt: bool = True,
+    ):
         self.loop_name = choose_loop(loop)
+        self._prompt = prompt
         self._listener = listener
         self._server = _Server(
             uvicorn.Config(
@@ -78,8 +88,9 @@ class Host:
         """Serve; returns when the server answers."""
         self._server.config.load()  # imports, off the loop
         with ExitStack() as stack:
-            stack.enter_context(_switch_interval(SWITCH_SECONDS))
-            stack.enter_context(heartbeat())
+            if self._prompt:
+                stack.enter_context(_switch_interval(SWITCH_SECONDS))
+                stack.enter_context(heartbeat())
             loop = stack.enter_context(LOOPS[self.loop_name]())
             asyncio.run_coroutine_threadsafe(self._server.open(self._listener), loop).result()
             stack.callback(self._close, loop)
@@ -100,6 +111,11 @@ class Host:
             return asyncio.run_coroutine_threadsafe(work, loop).result()
         except CancelledError:
             raise TxlabError("The server stopped before this was done.") from None
+
+    def stop_listening(self) -> None:
+        """Free the port at once; call it on the loop. What was asked before is still answered."""
+        for server in self._server.servers:
+            server.close()
 
     def stop(self) -> None:
         """End every request and free the port; returns when it is free. A second call does nothing."""
