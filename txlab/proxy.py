@@ -1,7 +1,8 @@
 """Labs behind a Jupyter server: jupyter-server-proxy shows the newest one at ``<base url>/txlab/``.
 
-Each lab leaves a note of its address in Jupyter's runtime folder. When somebody first asks for ``/txlab/``, the Jupyter
-server starts ``python -m txlab.proxy PORT``, which passes every connection on to the newest lab that answers.
+Each lab leaves a note of its address and key in Jupyter's runtime folder, which only its user may read. When somebody
+first asks for ``/txlab/``, the Jupyter server starts ``python -m txlab.proxy PORT``. It passes every connection on to
+the newest lab that answers.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -37,36 +39,65 @@ def server_process() -> dict[str, Any]:
 # ---------------------------------------------------------------------------------- where the labs are
 
 
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """A lab that runs."""
+
+    url: str
+    api_key: str | None = field(repr=False)  # None where it could not be kept from others
+
+
 @contextmanager
-def announce(url: str) -> Iterator[None]:
-    """While open, the lab of this process is known to listen at ``url``."""
+def announce(url: str, api_key: str | None = None) -> Iterator[bool]:
+    """While open, the lab of this process is known to listen at ``url``. Yields whether its key is known too."""
     from filelock import FileLock
 
     note = _folder() / f"txlab-{os.getpid()}.json"
     lock = FileLock(_lock_of(note), thread_local=False)  # the system frees it when this process is killed
+    kept = False
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=LOCK_SECONDS)
-        note.write_text(json.dumps({"url": url}))
-    except OSError as error:  # only ``/txlab/`` needs it
-        logger.warning("This lab is not to be found at /txlab/: %s", error)
+        kept = _write(note, url, api_key)
+    except OSError as error:  # only ``/txlab/`` and ``txlab key`` need it
+        logger.warning("This lab is not to be found at /txlab/, nor its key by txlab key: %s", error)
     try:
-        yield
+        yield kept
     finally:
         lock.release()
         _remove(note)
 
 
+def _write(note: Path, url: str, api_key: str | None) -> bool:
+    """Leave a note that nobody else can read; whether the key is in it. It is not where the folder knows no rights."""
+    from jupyter_core.paths import secure_write
+
+    try:
+        with secure_write(str(note)) as file:
+            file.write(json.dumps({"url": url, "api_key": api_key}))
+        return True
+    except RuntimeError as error:
+        logger.warning("The key of this lab is not to be found by txlab key: %s", error)
+    note.write_text(json.dumps({"url": url}))
+    return False
+
+
 def announced() -> list[str]:
     """The addresses of the labs of this user, the newest first."""
+    return [lab.url for lab in running_labs()]
+
+
+def running_labs() -> list[Announced]:
+    """The labs of this user, the newest first."""
     notes = []
     for note in _folder().glob("txlab-*.json"):
         with suppress(OSError, ValueError, KeyError):  # gone meanwhile, or half written
             if _is_alive(note):
-                notes.append((note.stat().st_mtime_ns, str(json.loads(note.read_text())["url"])))
+                about = json.loads(note.read_text())
+                notes.append((note.stat().st_mtime_ns, Announced(str(about["url"]), about.get("api_key"))))
             else:
                 _remove(note)  # what its port carries now may be anything
-    return [url for _, url in sorted(notes, reverse=True)]
+    return [lab for _, lab in sorted(notes, key=lambda entry: entry[0], reverse=True)]
 
 
 def _is_alive(note: Path) -> bool:
