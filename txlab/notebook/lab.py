@@ -6,13 +6,13 @@ import atexit
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from txlab.config import ServerSettings, Settings
+from txlab.config import KEY_VARIABLE, ServerSettings, Settings
 from txlab.engine.bus import LOSS, EventBus, LabView
 from txlab.notebook.access import Access
 from txlab.notebook.board import Board, Boards
@@ -21,7 +21,7 @@ from txlab.notebook.datums import Faces
 from txlab.notebook.errors import TxlabError
 from txlab.notebook.exchange import Exchange
 from txlab.notebook.history import Histories, keep_history
-from txlab.notebook.host import Host, bind
+from txlab.notebook.host import Host
 from txlab.notebook.logs import LogBuffer, Logs
 from txlab.notebook.loops import choose_loop
 from txlab.notebook.losses import OwnLosses
@@ -31,8 +31,10 @@ from txlab.notebook.playground import Playing
 from txlab.notebook.report import Reports
 from txlab.notebook.runs import Inventory
 from txlab.notebook.samples import Sampling
+from txlab.notebook.sdk_environment import SdkEnvironment
 from txlab.notebook.served import Served
 from txlab.notebook.steering import board_controls
+from txlab.notebook.stopped import StopSign, any_sign, bind_or_ask, farewell, free_port, sign_at
 from txlab.notebook.texts import Text
 from txlab.notebook.views.frame import BoardOptions
 from txlab.notebook.views.status_html import lab_html, status_html, stopped_html
@@ -57,6 +59,8 @@ class Lab(Access, OwnLosses, Sampling, Exchange, Reports, Faces, Histories, Cont
         self.loop = choose_loop(loop)
         self.url = ""
         self.api_key = ""
+        self.follows_another = False  # whether clients of a lab that was stopped in this process may be left
+        self._sdk_means = ""
         self._log = LogBuffer()
         self._bus = EventBus()
         self._boards = Boards()
@@ -78,27 +82,50 @@ class Lab(Access, OwnLosses, Sampling, Exchange, Reports, Faces, Histories, Cont
             self._stack = stack.pop_all()
         self._started = time.monotonic()
         Lab.current = self
-        atexit.register(self.stop)
+        atexit.register(self.stop, keep_port=False)
         return self
 
-    def stop(self) -> None:
-        """End the server, free its port and the device memory, freeze the board. A second call does nothing."""
-        self._stack.close()
+    def stop(self, *, keep_port: bool = True) -> Text:
+        """End the server, free the device memory, freeze the board. A second call does nothing.
+
+        Clients of the lab, here and in other kernels, are told from then on to be made anew: that takes its port, which
+        goes to the next lab, and is free with ``keep_port=False`` (also in a later call) or when this process ends.
+
+        Returns what is left, in words: of the port, and of what ``ServiceClient()`` means now.
+        """
+        if not self.running:
+            if not keep_port and self.port:
+                free_port(self.port)
+            return Text(f"txlab: {self.model}, stopped")
+        sign = StopSign(self.settings.server.host, self._listener.dup(), self.api_key) if keep_port else None
+        with ExitStack() as stack:
+            if sign is not None:
+                stack.callback(sign.put_up)
+            self._stack.close()
+        return Text(f"{farewell(self.url, sign)}\n{self._sdk_means}")
 
     def _open(self, stack: ExitStack) -> None:
         server = self.settings.server
-        listener = stack.enter_context(bind(server.host, server.port))  # a taken port is told before the long wait
-        self.api_key = make_api_key(server.api_key)
+        former = sign_at(server.host, server.port)
+        # A taken port is told before the long wait.
+        listener = stack.enter_context(former.share() if former else bind_or_ask(server.host, server.port))
+        self.api_key = make_api_key(server.api_key, former.api_key if former else None)
         stack.enter_context(self._log.capture())
         base = load_model(self.settings)
         self._tokenizer = base.tokenizer
         port = listener.getsockname()[1]
         self.url = f"http://{_in_url(server.host)}:{port}"
         self._served = self._launch(base, listener, replace(server, port=port, api_key=self.api_key), stack)
+        self._listener = listener
+        self.follows_another = any_sign()
+        if former is not None:
+            former.take_down()
         self._pins = Pins(self._bus, self._served.engine)
         stack.callback(self._pins.close)
-        stack.enter_context(announce(self.url))
-        stack.enter_context(environment({"TINKER_BASE_URL": self.url, "TINKER_API_KEY": self.api_key}))
+        self._key_is_kept = stack.enter_context(announce(self.url, self.api_key))
+        variables = SdkEnvironment(self.url, self.api_key)
+        variables.point()
+        stack.callback(self._release, variables)
 
     def _launch(self, base: BaseModel, listener: socket.socket, server: ServerSettings, stack: ExitStack) -> Served:
         """Start the engine of a model and the API over it."""
@@ -121,6 +148,9 @@ class Lab(Access, OwnLosses, Sampling, Exchange, Reports, Faces, Histories, Cont
         own_client = OwnClient(self.url, self.api_key)
         stack.callback(own_client.close)
         return Served(base, engine, store, app.state.server, host, own_client)
+
+    def _release(self, variables: SdkEnvironment) -> None:
+        self._sdk_means = variables.release()
 
     def _forget(self) -> None:
         self._boards.close()
@@ -274,8 +304,8 @@ def serve(
 
     Args:
         model: a Hugging Face name or a local folder; None is the default model.
-        port: 0 is any free one.
-        api_key: None makes a random ``tml-`` key.
+        port: 0 is any free one; the one of a lab that was stopped in this process before, with its key.
+        api_key: None is ``$TXLAB_API_KEY``, else a random ``tml-`` key. The file that ``txlab key`` reads has it.
         loop: ``control`` (the kernel's control loop), ``main`` (the loop of the cells), ``thread``; ``auto`` is
             ``control`` in a kernel and ``thread`` elsewhere.
         root: folder of the checkpoints.
@@ -296,6 +326,8 @@ def serve(
         running.stop()
     started = time.monotonic()
     lab = Lab(wanted, loop).start()
+    if lab.follows_another:
+        print("Clients of the lab that was stopped stay with it: make a new tinker.ServiceClient().")
     print(f"txlab serves {lab.model} at {lab.url} (ready in {time.monotonic() - started:.1f} s). In a terminal:")
     print(lab.exports())
     return lab
@@ -316,9 +348,9 @@ def _settings(base: Settings, model: str | None, port: int, api_key: str | None,
 
 def _check_same(running: Lab, asked: Mapping[str, object], wanted: Settings | None) -> None:
     """Raise TxlabError where what was asked for (not None) is not what runs."""
-    port = int(running.url.rsplit(":", 1)[1])
-    have = {"model": running.model, "port": port, "api_key": running.api_key, "loop": running.loop}
-    differ = [f"{name}={value}" for name, value in asked.items() if value is not None and value != have[name]]
+    have = {"model": running.model, "port": running.port, "api_key": running.api_key, "loop": running.loop}
+    differ = [name for name, value in asked.items() if value is not None and value != have[name]]
+    differ = ["another key" if name == "api_key" else f"{name}={asked[name]}" for name in differ]
     if wanted is not None and wanted != running.settings:
         differ.append("other settings")
     if differ:
@@ -328,12 +360,16 @@ def _check_same(running: Lab, asked: Mapping[str, object], wanted: Settings | No
         )
 
 
-def make_api_key(wanted: str | None) -> str:
-    """``wanted``, or a random key. Raises TxlabError for a key that the SDK would refuse to send."""
+def make_api_key(wanted: str | None, former: str | None = None) -> str:
+    """``wanted``, else ``$TXLAB_API_KEY``, else the ``former`` key of the same address, else a random one.
+
+    Raises TxlabError for a key that the SDK would refuse to send.
+    """
     from txlab.server.auth import check_api_key, new_api_key
 
+    key = wanted if wanted is not None else os.environ.get(KEY_VARIABLE) or former
     try:
-        return check_api_key(wanted) if wanted is not None else new_api_key()
+        return check_api_key(key) if key is not None else new_api_key()
     except ValueError as error:
         raise TxlabError(str(error)) from None
 
@@ -349,21 +385,6 @@ def load_model(settings: Settings) -> BaseModel:
         return load_base(settings.model)
     except (ModelNotFound, UnsupportedModel, WeightsError) as error:
         raise TxlabError(str(error)) from None
-
-
-@contextmanager
-def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables; afterwards restore those that nobody else has changed meanwhile."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if os.environ.get(name) == variables[name]:
-                os.environ.pop(name)
-                if value is not None:
-                    os.environ[name] = value
 
 
 def _in_url(host: str) -> str:
