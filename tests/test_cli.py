@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,7 +24,7 @@ ENV_OFF = {"HF_HUB_OFFLINE": "1", "TINKER_TELEMETRY": "0", "JAX_PLATFORMS": "cpu
 @pytest.fixture(scope="module")
 def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     home = tmp_path_factory.mktemp("home")
-    own = {name: str(home / name.lower()) for name in ("TXLAB_HOME", "TXLAB_CACHE", "HF_HOME")}
+    own = {name: str(home / name.lower()) for name in ("TXLAB_HOME", "TXLAB_CACHE", "HF_HOME", "JUPYTER_RUNTIME_DIR")}
     return os.environ | ENV_OFF | own
 
 
@@ -44,7 +45,11 @@ def test_serve_until_interrupted(tiny_llama: Path, env: dict[str, str]) -> None:
     assert server.stdout is not None
     lines = [server.stdout.readline() for _ in range(4)]
     assert str(tiny_llama) in lines[0]
-    assert lines[2] == "export TINKER_API_KEY=tml-mine\n"
+    assert lines[2] == 'export TINKER_API_KEY="$(txlab key)"\n'
+    if shutil.which("ps"):
+        listed = ["ps", "-ww", "-o", "args=", "-p", str(server.pid)]
+        assert "tml-mine" not in subprocess.run(listed, capture_output=True, text=True, check=True).stdout
+    assert txlab("key", env=env).stdout == "tml-mine\n"
     url = lines[1].strip().removeprefix("export TINKER_BASE_URL=")
     answer = httpx.get(f"{url}/api/v1/get_server_capabilities", headers={"X-API-Key": "tml-mine"})
     assert answer.json()["supported_models"][0]["model_name"] == str(tiny_llama)
@@ -88,6 +93,12 @@ def test_signals_that_end_a_server(
     assert server.returncode == 0
     assert "Traceback" not in errors
     assert [*tmp_path.glob("txlab-*.json")] == []
+
+
+@pytest.mark.parametrize("given", [["--api-key", "tml-k"], ["--api-key=tml-k"], ["--api", "tml-k"]])
+def test_a_key_is_taken_off_the_command_line(given: list[str]) -> None:
+    words = ["python", "-m", "txlab.cli", "serve", "model", *given, "--port", "1"]
+    assert cli.without_key(words, "tml-k") == ["python", "-m", "txlab.cli", "serve", "model", "--port", "1"]
 
 
 ELSEWHERE = """

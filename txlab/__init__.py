@@ -59,13 +59,10 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
-    """``%unload_ext txlab``: stop the lab and remove what was registered."""
+    """``%unload_ext txlab``: remove what was registered. A lab that runs goes on, and the next load finds it."""
     from txlab.notebook import completion, formatters, hints, interrupted_cells
-    from txlab.notebook.lab import Lab
     from txlab.notebook.magics import LabMagics
 
-    if Lab.current is not None:
-        Lab.current.stop()
     completion.uninstall(shell)
     formatters.unregister(shell)
     hints.unregister(shell)

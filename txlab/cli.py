@@ -1,9 +1,10 @@
-"""The ``txlab`` command: serve without a notebook, fetch a model, open the lab in JupyterLab, time a training step."""
+"""The ``txlab`` command: serve without a notebook, print a lab's key, fetch a model, open JupyterLab, time a step."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shutil
 import signal
 import socket
@@ -15,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
-from txlab.config import DEFAULT_MODEL, ModelSettings, ServerSettings, Settings
+from txlab.config import DEFAULT_MODEL, KEY_VARIABLE, ModelSettings, ServerSettings, Settings
 
 TUTORIAL = "piglatin"
 
@@ -28,7 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(own)
     try:
         if args.command == "serve":
+            if argv is None and args.api_key:
+                restart_without_key(args.api_key)
             return serve_forever(args)
+        if args.command == "key":
+            return show_key(args.url, args.port)
         if args.command == "fetch":
             return fetch(args.model)
         if args.command == "bench":
@@ -61,8 +66,15 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("model", nargs="?", default=DEFAULT_MODEL, help=model_help)
     serve.add_argument("--host", default=ServerSettings().host, help="address to listen on (default: %(default)s)")
     serve.add_argument("--port", type=int, default=0, help="port to listen on; 0 is any free one (default: 0)")
-    serve.add_argument("--api-key", help="key that clients must send (default: a random one)")
+    serve.add_argument(
+        "--api-key",
+        help=f"key that clients must send (default: ${KEY_VARIABLE}, else a random one); your shell may remember it",
+    )
     serve.add_argument("--root", type=Path, help="folder of the checkpoints (default: the user's data folder)")
+
+    key = commands.add_parser("key", help="print the API key of a lab of yours that runs on this machine")
+    key.add_argument("--url", help="of the lab at this address (default: at $TINKER_BASE_URL, else the newest)")
+    key.add_argument("--port", type=int, help="of the lab at this port")
 
     fetch = commands.add_parser("fetch", help="bring a base model into the cache")
     fetch.add_argument("model", nargs="?", default=DEFAULT_MODEL, help=model_help)
@@ -126,6 +138,34 @@ def _ending_signals() -> list[int]:
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
     return numbers
+
+
+def restart_without_key(key: str) -> None:
+    """Begin this process again with ``key`` in a variable: others can read the arguments of a process, not those.
+
+    No effect where a process cannot be replaced, as on Windows.
+    """
+    words = without_key(sys.orig_argv, key)
+    if os.name == "posix" and words != sys.orig_argv:
+        os.execve(sys.executable, words, os.environ | {KEY_VARIABLE: key})
+
+
+def without_key(words: list[str], key: str) -> list[str]:
+    """A command line without ``--api-key``, in whichever of its forms."""
+    for i, word in enumerate(words):
+        if word.startswith("--a") and word.endswith(f"={key}"):
+            return words[:i] + words[i + 1 :]
+        if word.startswith("--a") and words[i + 1 : i + 2] == [key]:
+            return words[:i] + words[i + 2 :]
+    return words
+
+
+def show_key(url: str | None, port: int | None) -> int:
+    """Print the key of a lab, and nothing else. Raises TxlabError where none is meant, or none runs."""
+    from txlab.notebook.key_file import find_lab
+
+    print(find_lab(url, port).api_key)
+    return 0
 
 
 def wait_for_interrupt() -> NoReturn:

@@ -11,6 +11,7 @@ from typing import Any
 import platformdirs
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+KEY_VARIABLE = "TXLAB_API_KEY"  # a lab's key, where none is asked for: not to be read in a list of processes
 
 
 def default_root() -> Path:
@@ -60,7 +61,7 @@ class ServerSettings:
 
     host: str = "127.0.0.1"
     port: int = 0  # 0: any free port
-    api_key: str | None = None  # None: a random ``tml-`` key per server
+    api_key: str | None = field(default=None, repr=False)  # None: a random ``tml-`` key per server
     poll_seconds: float = 30.0  # how long a poll for results is held; the SDK gives up at 45
     session_seconds: float = 3600.0  # of silence that finish a session; a breakpoint silences the SDK
     jwt: bool = False  # clients exchange the key for tokens, so that whoami() works

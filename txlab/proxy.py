@@ -1,7 +1,8 @@
 """Labs behind a Jupyter server: jupyter-server-proxy shows the newest one at ``<base url>/txlab/``.
 
-Each lab leaves a note of its address in Jupyter's runtime folder. When somebody first asks for ``/txlab/``, the Jupyter
-server starts ``python -m txlab.proxy PORT``, which passes every connection on to the newest lab that answers.
+Each lab leaves a note of its address and key in Jupyter's runtime folder, which only its user may read. When somebody
+first asks for ``/txlab/``, the Jupyter server starts ``python -m txlab.proxy PORT``. It passes every connection on to
+the newest lab that answers.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -41,46 +43,80 @@ def server_process() -> dict[str, Any]:
 # ---------------------------------------------------------------------------------- where the labs are
 
 
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """A lab that runs."""
+
+    url: str
+    api_key: str | None = field(repr=False)  # None where it could not be kept from others
+
+
 @contextmanager
-def announce(url: str) -> Iterator[None]:
-    """While open, the lab of this process is known to listen at ``url``."""
+def announce(url: str, api_key: str | None = None) -> Iterator[bool]:
+    """While open, the lab of this process is known to listen at ``url``. Yields whether its key is known too."""
     from filelock import FileLock
 
     note = _folder() / f"txlab-{os.getpid()}.json"
     lock = FileLock(_lock_of(note), thread_local=False)  # the system frees it when this process is killed
+    kept = False
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=LOCK_SECONDS)
-        note.write_text(json.dumps({"url": url}))
-    except OSError as error:  # only ``/txlab/`` needs it
-        logger.warning("This lab is not to be found at /txlab/: %s", error)
+        kept = _write(note, url, api_key)
+    except OSError as error:  # only ``/txlab/`` and ``txlab key`` need it
+        logger.warning("This lab is not to be found at /txlab/, nor its key by txlab key: %s", error)
     owner = os.getpid()
     try:
-        yield
+        yield kept
     finally:
         if os.getpid() == owner:  # a forked child that ends has a copy of this
             lock.release()
             _remove(note)
 
 
+def _write(note: Path, url: str, api_key: str | None) -> bool:
+    """Leave a note that nobody else can read; whether the key is in it. It is not where the folder knows no rights."""
+    from jupyter_core.paths import secure_write
+
+    try:
+        with secure_write(str(note)) as file:
+            file.write(json.dumps({"url": url, "api_key": api_key}))
+        return True
+    except RuntimeError as error:
+        logger.warning("The key of this lab is not to be found by txlab key: %s", error)
+    note.write_text(json.dumps({"url": url}))
+    return False
+
+
 def announced() -> list[str]:
     """The addresses of the labs of this user, the newest first."""
+    return [lab.url for lab in running_labs()]
+
+
+def running_labs() -> list[Announced]:
+    """The labs of this user, the newest first."""
     return _look_around()[0]
 
 
-def _look_around() -> tuple[list[str], list[str]]:
-    """The addresses of the labs that run, and of those whose process died since anybody looked; the newest first."""
-    running: list[tuple[int, str]] = []
-    died: list[tuple[int, str]] = []
+def _look_around() -> tuple[list[Announced], list[Announced]]:
+    """The labs that run, and those whose process died since anybody looked; the newest first."""
+    running: list[tuple[int, Announced]] = []
+    died: list[tuple[int, Announced]] = []
     for note in _folder().glob("txlab-*.json"):
         with suppress(OSError, ValueError, KeyError):  # gone meanwhile, or half written
             alive = _is_alive(note)
             try:
-                (running if alive else died).append((note.stat().st_mtime_ns, str(json.loads(note.read_text())["url"])))
+                about = json.loads(note.read_text())
+                lab = Announced(str(about["url"]), about.get("api_key"))
+                (running if alive else died).append((note.stat().st_mtime_ns, lab))
             finally:
                 if not alive:
                     _remove(note)  # what its port carries now may be anything
-    return [url for _, url in sorted(running, reverse=True)], [url for _, url in sorted(died, reverse=True)]
+    return _newest_first(running), _newest_first(died)
+
+
+def _newest_first(labs: list[tuple[int, Announced]]) -> list[Announced]:
+    return [lab for _, lab in sorted(labs, key=lambda entry: entry[0], reverse=True)]
 
 
 def _is_alive(note: Path) -> bool:
@@ -128,9 +164,9 @@ class _Passage:
     async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Pass one connection on."""
         running, died = _look_around()
-        self._died = next(iter(died), self._died)
-        for url in running:
-            address = urlsplit(url)
+        self._died = next((lab.url for lab in died), self._died)
+        for lab in running:
+            address = urlsplit(lab.url)
             with suppress(OSError):  # one that is about to stop
                 lab_reader, lab_writer = await asyncio.open_connection(address.hostname, address.port)
                 await asyncio.gather(_copy(reader, lab_writer), _copy(lab_reader, writer))

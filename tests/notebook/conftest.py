@@ -38,13 +38,14 @@ def free_port() -> int:
 def lab_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Environment of a process whose lab keeps to itself: own folders, no network, no telemetry."""
     home = tmp_path_factory.mktemp("txlab")
-    dropped = {"TINKER_BASE_URL", "TINKER_API_KEY"}
+    dropped = {"TINKER_BASE_URL", "TINKER_API_KEY", "TXLAB_API_KEY"}
     own = {
         "TXLAB_HOME": str(home / "home"),
         "TXLAB_CACHE": str(home / "cache"),
         "HF_HOME": str(home / "hf"),
         "HF_HUB_OFFLINE": "1",
         "IPYTHONDIR": str(home / "ipython"),
+        "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
         "TINKER_TELEMETRY": "0",
         "JAX_PLATFORMS": "cpu",
     }

@@ -6,6 +6,12 @@ import pytest
 
 from txlab.notebook.access import Access
 
+EXPORTS = [
+    "export TINKER_BASE_URL=http://127.0.0.1:40123",
+    'export TINKER_API_KEY="$(txlab key)"',
+    'export NO_PROXY="${NO_PROXY:-$no_proxy},127.0.0.1" no_proxy="${no_proxy:-$NO_PROXY},127.0.0.1"',
+]
+
 
 @pytest.fixture
 def access(monkeypatch: pytest.MonkeyPatch) -> Access:
@@ -18,7 +24,7 @@ def access(monkeypatch: pytest.MonkeyPatch) -> Access:
 
 def test_without_a_hub_there_is_this_machine_only(access: Access) -> None:
     assert access.proxy_path is None
-    assert access.exports() == "export TINKER_BASE_URL=http://127.0.0.1:40123\nexport TINKER_API_KEY=tml-key"
+    assert access.exports().splitlines() == EXPORTS
     assert repr(access.exports()) == access.exports()
 
 
@@ -28,7 +34,7 @@ def test_a_hub_has_a_path_of_its_own(access: Access, monkeypatch: pytest.MonkeyP
     assert "https://<the hub>/user/ann/proxy/40123" in access.exports()
     monkeypatch.setenv("JUPYTERHUB_PUBLIC_URL", "https://hub.example.com/user/ann/")
     *exports, first, second = access.exports().splitlines()
-    assert exports == ["export TINKER_BASE_URL=http://127.0.0.1:40123", "export TINKER_API_KEY=tml-key"]
+    assert exports == EXPORTS
     assert "'https://hub.example.com/user/ann/proxy/40123'" in first
     assert "default_headers_overrides" in second
     assert first[0] == second[0] == "#", "a terminal may evaluate all of it"

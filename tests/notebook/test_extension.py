@@ -114,6 +114,30 @@ def test_loaded_twice_reloaded_and_unloaded(kernel: Kernel) -> None:
     kernel.ok("%load_ext txlab\n%txhelp")
 
 
+def test_the_lab_outlives_the_extension_until_it_is_stopped(lab_env: dict[str, str], tiny_llama: Path) -> None:
+    with open_kernel(lab_env) as kernel:
+        shown = kernel.ok(f"%load_ext txlab\nlab = %txserve {tiny_llama}\nlab").text
+        kernel.ok(f"import os, time\n{TRAIN}")
+        kernel.ok("%load_ext txlab\n%reload_ext txlab\n%unload_ext txlab\n%load_ext txlab")
+        assert "loss:sum" in kernel.ok("print(client.forward([datum], 'cross_entropy').result().metrics)").text
+        kernel.ok("assert os.environ['TINKER_BASE_URL'] == lab.url")
+        kernel.ok("again = %txserve\nassert again is lab and lab.status().view.adapters")
+        shown += kernel.ok("stopped = %txstop").text
+        assert "make a new tinker.ServiceClient()" in shown
+        assert "nothing leaves this machine" in shown
+        raised = kernel.ok(
+            "started = time.monotonic()\n"
+            "try: tinker.ServiceClient().create_sampling_client(base_model=lab.model)\n"
+            "except Exception as error: print(error, time.monotonic() - started < 1)"
+        )
+        assert "no lab runs here: start one with %txserve" in raised.text
+        assert raised.text.endswith("True\n")
+        assert "was stopped" in kernel.run("client.forward([datum], 'cross_entropy').result(20)").error
+        shown += kernel.ok(f"%txserve {tiny_llama}").text
+        assert "no lab runs" not in kernel.ok(TRAIN).text
+        assert kernel.ok("lab = %txserve\nprint(lab.api_key)").text.splitlines()[-1] not in shown
+
+
 def test_a_restarted_kernel_serves_on_the_same_port(lab_env: dict[str, str], tiny_llama: Path) -> None:
     serve = f"%load_ext txlab\nlab = %txserve {tiny_llama} --port {free_port()}"
     with open_kernel(lab_env) as kernel:

@@ -14,13 +14,14 @@ import pytest
 import txlab
 from txlab.config import ModelSettings, ServerSettings, Settings
 from txlab.notebook.errors import TxlabError
-from txlab.notebook.lab import Lab, environment, serve
+from txlab.notebook.lab import Lab, serve
 
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TXLAB_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
     monkeypatch.setenv("TINKER_BASE_URL", "http://elsewhere")
     monkeypatch.delenv("TINKER_API_KEY", raising=False)
 
@@ -29,14 +30,14 @@ def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def lab(tiny_llama: Path) -> Iterator[Lab]:
     running = serve(str(tiny_llama))
     yield running
-    running.stop()
+    running.stop(keep_port=False)
 
 
 def test_serve_points_the_sdk_here_and_stop_restores(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     assert os.environ["TINKER_BASE_URL"] == lab.url
     assert os.environ["TINKER_API_KEY"] == lab.api_key
     assert httpx.get(f"{lab.url}/api/v1/healthz").status_code == 200
-    lab.stop()
+    assert "TINKER_BASE_URL is http://elsewhere again" in lab.stop()
     assert os.environ["TINKER_BASE_URL"] == "http://elsewhere"
     assert "TINKER_API_KEY" not in os.environ
     assert Lab.current is None
@@ -65,8 +66,8 @@ def test_a_second_lab_beside_it_is_refused(lab: Lab) -> None:
 
 def test_it_shows_itself(lab: Lab) -> None:
     assert lab.url in repr(lab)
-    assert lab.api_key in lab._repr_html_()
-    assert lab.api_key in lab.exports()
+    assert "txlab key" in lab._repr_html_()
+    assert "txlab key" in lab.exports()
     assert "no adapters yet" in repr(lab.status())
     lab.stop()
     assert "stopped" in repr(lab) + lab._repr_html_() + repr(lab.status())
@@ -119,12 +120,6 @@ def test_a_model_that_disagrees_with_its_configuration(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
     with pytest.raises(TxlabError, match=r"(?i)bert"):
         serve(str(tmp_path))
-
-
-def test_environment_keeps_what_others_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    with environment({"TINKER_BASE_URL": "http://ours"}):
-        monkeypatch.setenv("TINKER_BASE_URL", "http://the-users")
-    assert os.environ["TINKER_BASE_URL"] == "http://the-users"
 
 
 def test_a_registered_loss_is_any_clients_loss(lab: Lab) -> None:

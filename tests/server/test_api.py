@@ -439,7 +439,7 @@ def test_close_answers_held_polls(server):
     rid = request_id(server.post("optim_step", optim(model_id, 2)))  # waits for 1, for ever
     server.loop.call_soon_threadsafe(server.state.close)
     reply = server.retrieve(rid)
-    assert json.loads(reply.content) == {"error": "the server was stopped", "category": "server"}
+    assert "make a new ServiceClient" in json.loads(reply.content)["error"]
 
 
 # ----------------------------------------------------------------------------------------- weights

@@ -70,6 +70,8 @@ from txlab.models.base import BaseModel
 from txlab.models.mesh import replicated
 from txlab.threads import daemon_thread
 
+STOPPED = "the engine has stopped: when a lab runs again, make a new ServiceClient and go on from a checkpoint"
+
 log = logging.getLogger(__name__)
 
 
@@ -163,7 +165,7 @@ class Engine:
                 self._inbox.append(Ticket(request, done, next(self._arrivals)))
                 self._wake.notify()
                 return
-        done(RequestError("the engine has stopped; start the server again", "server"))
+        done(RequestError(STOPPED, "server"))
 
     def ask(self, request: Request) -> Future[Result]:
         """Queue ``request``; the future of its result."""
@@ -189,7 +191,7 @@ class Engine:
                 pass
         finally:
             unwatch()
-            self._fail_all(RequestError("the engine has stopped; start the server again", "server"))
+            self._fail_all(RequestError(STOPPED, "server"))
 
     def _receive(self, wait: bool) -> bool:
         """Take in what has arrived; ``wait`` for something where nothing is left to do. False to end."""

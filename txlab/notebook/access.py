@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 from urllib.parse import urlsplit
 
+from txlab.notebook.sdk_environment import proxy_exports
 from txlab.notebook.served import LabPart
 from txlab.notebook.texts import Text
+
+KEY_LINE = 'export TINKER_API_KEY="$(txlab key)"'
+NO_KEY_LINE = "# TINKER_API_KEY is lab.api_key: it could not be written where txlab key looks for it, see %txlogs"
 
 
 class Access(LabPart):
@@ -14,6 +18,12 @@ class Access(LabPart):
 
     url: str  # on this machine
     api_key: str
+    _key_is_kept: bool = True  # in the file that ``txlab key`` reads
+
+    @property
+    def port(self) -> int | None:
+        """The port that the lab listens on; None before it has one."""
+        return urlsplit(self.url).port
 
     @property
     def proxy_path(self) -> str | None:
@@ -22,11 +32,15 @@ class Access(LabPart):
         jupyter-server-proxy serves it. The hub wants a token of its own beside the lab's key.
         """
         prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX")
-        return f"{prefix.rstrip('/')}/proxy/{urlsplit(self.url).port}" if prefix and self.url else None
+        return f"{prefix.rstrip('/')}/proxy/{self.port}" if prefix and self.url else None
 
     def exports(self) -> Text:
-        """Shell lines that point a terminal's Tinker programs to this lab."""
-        lines = [f"export TINKER_BASE_URL={self.url}", f"export TINKER_API_KEY={self.api_key}"]
+        """Shell lines that point a terminal's Tinker programs to this lab.
+
+        They may be shown to anyone: ``txlab key`` prints the key to the user whose lab it is.
+        """
+        lines = [f"export TINKER_BASE_URL={self.url}", KEY_LINE if self._key_is_kept else NO_KEY_LINE]
+        lines.append(proxy_exports(self.url))
         if self.proxy_path is not None:
             lines += [
                 f"# From outside this hub: base_url={_on_hub(self.proxy_path)!r} and, for the hub itself,",

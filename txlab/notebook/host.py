@@ -26,13 +26,6 @@ STOP_SECONDS = 5.0
 T = TypeVar("T")
 
 
-@contextmanager
-def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket of ``bind``, which forked children do not keep open."""
-    with bind(host, port) as listener, in_forked_child(lambda: let_go(listener.fileno())):
-        yield listener
-
-
 def bind(host: str, port: int) -> socket.socket:
     """A listening TCP socket; port 0 is any free one. Raises TxlabError where the address cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -60,11 +53,21 @@ def _explain(error: OSError | OverflowError, host: str, port: int) -> str:
 class Host:
     """An ASGI app behind a listening socket, on the loop ``loop`` (auto, control, main or thread).
 
-    ``before_stop`` is called on that loop when the server stops, to end what requests wait for.
+    ``before_stop`` is called on that loop when the server stops, to end what requests wait for. Where it is ``prompt``,
+    a cell that computes gives way to it at once, which slows the cell a little.
     """
 
-    def __init__(self, app: Any, listener: socket.socket, loop: str, before_stop: Callable[[], None]):
+    def __init__(
+        self,
+        app: Any,
+        listener: socket.socket,
+        loop: str,
+        before_stop: Callable[[], None] = lambda: None,
+        *,
+        prompt: bool = True,
+    ):
         self.loop_name = choose_loop(loop)
+        self._prompt = prompt
         self.listener = listener
         self._server = _Server(
             uvicorn.Config(
@@ -86,8 +89,9 @@ class Host:
         """Serve; returns when the server answers."""
         self._server.config.load()  # imports, off the loop
         with ExitStack() as stack:
-            stack.enter_context(_switch_interval(SWITCH_SECONDS))
-            stack.enter_context(heartbeat())
+            if self._prompt:
+                stack.enter_context(_switch_interval(SWITCH_SECONDS))
+                stack.enter_context(heartbeat())
             loop = stack.enter_context(LOOPS[self.loop_name]())
             asyncio.run_coroutine_threadsafe(self._server.open(self.listener), loop).result()
             stack.callback(self._close, loop)
@@ -109,6 +113,11 @@ class Host:
             return asyncio.run_coroutine_threadsafe(work, loop).result()
         except CancelledError:
             raise TxlabError("The server stopped before this was done.") from None
+
+    def stop_listening(self) -> None:
+        """Free the port at once; call it on the loop. What was asked before is still answered."""
+        for server in self._server.servers:
+            server.close()
 
     def stop(self) -> None:
         """End every request and free the port; returns when it is free. A second call does nothing."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import atexit
-import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -35,9 +34,11 @@ from txlab.notebook.preparation import Predecessor, Prepared, load_weights, prep
 from txlab.notebook.report import Reports
 from txlab.notebook.runs import Inventory
 from txlab.notebook.samples import Sampling
+from txlab.notebook.sdk_environment import SdkEnvironment
 from txlab.notebook.served import Served
 from txlab.notebook.served_tokenizer import served_tokenizer
 from txlab.notebook.steering import board_controls
+from txlab.notebook.stopped import StopSign, any_sign, farewell, free_port
 from txlab.notebook.texts import Text
 from txlab.notebook.views.frame import BoardOptions
 from txlab.notebook.views.status_html import lab_html, status_html, stopped_html
@@ -62,6 +63,8 @@ class Lab(Access, OwnLosses, Sampling, Exchange, Reports, Faces, Histories, Cont
         self.loop = choose_loop(loop)
         self.url = ""
         self.api_key = ""
+        self.follows_another = False  # whether clients of a lab that was stopped in this process may be left
+        self._sdk_means = ""
         self._log = LogBuffer()
         self._bus = EventBus()
         self._boards = Boards()
@@ -87,13 +90,29 @@ class Lab(Access, OwnLosses, Sampling, Exchange, Reports, Faces, Histories, Cont
             self._stack = stack.pop_all()
             self._started = time.monotonic()
             Lab.current = self
-            atexit.register(self.stop)
+            atexit.register(self.stop, keep_port=False)
         quiet_shell_commands()
         return self
 
-    def stop(self) -> None:
-        """End the server, free its port and the device memory, freeze the board. A second call does nothing."""
-        self._stack.close()
+    def stop(self, *, keep_port: bool = True) -> Text:
+        """End the server, free the device memory, freeze the board. A second call does nothing.
+
+        Clients of the lab, here and in other kernels, are told from then on to be made anew: that takes its port, which
+        goes to the next lab, and is free with ``keep_port=False`` (also in a later call) or when this process ends.
+
+        Returns what is left, in words: of the port, and of what ``ServiceClient()`` means now.
+        """
+        if not self.running:
+            if not keep_port and self.port:
+                free_port(self.port)
+            return Text(f"txlab: {self.model}, stopped")
+        listener = self._serving().host.listener
+        sign = StopSign(self.settings.server.host, listener.dup(), self.api_key) if keep_port else None
+        with ExitStack() as stack:
+            if sign is not None:
+                stack.callback(sign.put_up)
+            self._stack.close()
+        return Text(f"{farewell(self.url, sign)}\n{self._sdk_means}")
 
     def _open(self, stack: ExitStack, replacing: Lab | None, interrupts: Interrupts) -> None:
         old = None if replacing is None else replacing._as_predecessor()
@@ -110,11 +129,15 @@ class Lab(Access, OwnLosses, Sampling, Exchange, Reports, Faces, Histories, Cont
         self.url = f"http://{_in_url(host)}:{port}"
         server = replace(self.settings.server, port=port, api_key=self.api_key)
         self._served = self._launch(base, prepared, server, stack)
+        self.follows_another = any_sign()
+        free_port(port)  # of the sign that stood there: from here on the lab answers
         self._pins = Pins(self._bus, self._served.engine)
         stack.callback(self._pins.close)
         stack.enter_context(served_tokenizer(self.model, base.tokenizer_dir))
-        stack.enter_context(announce(self.url))
-        stack.enter_context(environment({"TINKER_BASE_URL": self.url, "TINKER_API_KEY": self.api_key}))
+        self._key_is_kept = stack.enter_context(announce(self.url, self.api_key))
+        variables = SdkEnvironment(self.url, self.api_key)
+        variables.point()
+        stack.callback(self._release, variables)
 
     def _as_predecessor(self) -> Predecessor:
         """What the lab that replaces this one takes over."""
@@ -141,6 +164,9 @@ class Lab(Access, OwnLosses, Sampling, Exchange, Reports, Faces, Histories, Cont
         own_client = OwnClient(self.url, self.api_key)
         stack.callback(own_client.close)
         return Served(base, engine, store, app.state.server, host, own_client)
+
+    def _release(self, variables: SdkEnvironment) -> None:
+        self._sdk_means = variables.release()
 
     def _forget(self) -> None:
         self._boards.close()
@@ -301,8 +327,8 @@ def serve(
 
     Args:
         model: a Hugging Face name or a local folder; None is the default model.
-        port: 0 is any free one.
-        api_key: None makes a random ``tml-`` key.
+        port: 0 is any free one; the one of a lab that was stopped in this process before, with its key.
+        api_key: None is ``$TXLAB_API_KEY``, else a random ``tml-`` key. The file that ``txlab key`` reads has it.
         loop: ``control`` (the kernel's control loop), ``main`` (the loop of the cells), ``thread``; ``auto`` is
             ``control`` in a kernel and ``thread`` elsewhere.
         root: folder of the checkpoints.
@@ -327,6 +353,8 @@ def serve(
         if running is not None and not running.running:
             error.add_note(f"The lab that served {running.model} is stopped: adapters that were not saved are gone.")
         raise
+    if lab.follows_another:
+        print("Clients of the lab that was stopped stay with it: make a new tinker.ServiceClient().")
     print(f"txlab serves {lab.model} at {lab.url} (ready in {time.monotonic() - started:.1f} s). In a terminal:")
     print(lab.exports())
     return lab
@@ -347,9 +375,9 @@ def _settings(base: Settings, model: str | None, port: int, api_key: str | None,
 
 def _check_same(running: Lab, asked: Mapping[str, object], wanted: Settings | None) -> None:
     """Raise TxlabError where what was asked for (not None) is not what runs."""
-    port = int(running.url.rsplit(":", 1)[1])
-    have = {"model": running.model, "port": port, "api_key": running.api_key, "loop": running.loop}
-    differ = [f"{name}={value}" for name, value in asked.items() if value is not None and value != have[name]]
+    have = {"model": running.model, "port": running.port, "api_key": running.api_key, "loop": running.loop}
+    differ = [name for name, value in asked.items() if value is not None and value != have[name]]
+    differ = ["another key" if name == "api_key" else f"{name}={asked[name]}" for name in differ]
     if wanted is not None and wanted != running.settings:
         differ.append("other settings")
     if differ:
@@ -357,21 +385,6 @@ def _check_same(running: Lab, asked: Mapping[str, object], wanted: Settings | No
             f"txlab already serves {running.model} at {running.url}; you asked for {', '.join(differ)}. "
             "Add --restart (restart=True) to replace it; adapters that were not saved are lost then."
         )
-
-
-@contextmanager
-def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables; afterwards restore those that nobody else has changed meanwhile."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if os.environ.get(name) == variables[name]:
-                os.environ.pop(name)
-                if value is not None:
-                    os.environ[name] = value
 
 
 def _in_url(host: str) -> str:

@@ -16,6 +16,7 @@ from txlab.notebook.lab import Lab, Status, serve
 from txlab.notebook.logs import Logs
 from txlab.notebook.manual import Manual, example
 from txlab.notebook.samples import Samples
+from txlab.notebook.stopped import free_port
 from txlab.notebook.texts import Text
 from txlab.notebook.views.frame import LOG_CHOICES, MAX_SMOOTHING, XKind
 
@@ -31,7 +32,7 @@ class LabMagics(Magics):
     @magic_arguments()
     @argument("model", nargs="?", help="Hugging Face name or local folder (default: SmolLM2-135M-Instruct)")
     @argument("--port", type=int, default=0, help="port to serve on; 0 is any free one")
-    @argument("--api-key", help="key that clients must send (default: a random one)")
+    @argument("--api-key", help="key that clients must send (default: $TXLAB_API_KEY, else a random one)")
     @argument("--loop", default="auto", choices=("auto", "control", "main", "thread"), help="loop that serves")
     @argument("--restart", action="store_true", help="replace a running lab; its port and key stay unless given")
     @example("lab = %txserve Qwen/Qwen3-0.6B")
@@ -45,14 +46,17 @@ class LabMagics(Magics):
         return serve(_unquoted(args.model), port=args.port, api_key=args.api_key, loop=args.loop, restart=args.restart)
 
     @magic_arguments()
+    @argument("--free-port", action="store_true", help="do not keep the port to tell old clients; now, or afterwards")
     @example("%txstop")
     @line_magic
     def txstop(self, line: str) -> Lab | None:
-        """Stop the server; free its port and the device memory. Returns the lab that ran."""
-        _parse(self.txstop, line)
+        """Stop the server and free the device memory; says what becomes of clients. Returns the lab that ran."""
+        args = _parse(self.txstop, line)
         lab = Lab.current
         if lab is not None:
-            lab.stop()
+            print(lab.stop(keep_port=not args.free_port))
+        if args.free_port:
+            free_port()
         return lab
 
     @magic_arguments()

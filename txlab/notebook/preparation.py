@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,13 +10,13 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
-from txlab.config import ServerSettings, Settings, StoreSettings
+from txlab.config import KEY_VARIABLE, ServerSettings, Settings, StoreSettings
 from txlab.folders import why_not_writable
 from txlab.notebook.errors import TxlabError
 from txlab.notebook.forks import in_forked_child, let_go
-from txlab.notebook.host import listening
 from txlab.notebook.imports import import_everything
 from txlab.notebook.interrupts import Interrupts
+from txlab.notebook.stopped import bind_or_ask, sign_at
 
 if TYPE_CHECKING:
     from txlab.models.base import BaseModel, OpenedModel
@@ -48,12 +49,13 @@ def prepare(settings: Settings, stack: ExitStack, old: Predecessor | None, inter
     Where a lab is replaced, its port and its key are kept unless others are asked for: so its clients see that their
     sessions ended. Raises TxlabError.
     """
+    former_key = _former_key(settings.server, old)
     listener = stack.enter_context(_listening(settings.server, old))  # a taken port is told before the long wait
     import_everything()
     _find_device()
     interrupts.check()
     interrupts.notice = lambda: "Interrupted: undoing what was started."
-    api_key = _api_key(settings.server.api_key, old)
+    api_key = make_api_key(settings.server.api_key, former_key)
     _check_flags(settings.server)
     store = _open_store(settings.store)
     stack.callback(store.close)
@@ -63,12 +65,16 @@ def prepare(settings: Settings, stack: ExitStack, old: Predecessor | None, inter
     return Prepared(listener, api_key, store, opened)
 
 
-def make_api_key(wanted: str | None) -> str:
-    """``wanted``, or a random key. Raises TxlabError for a key that the SDK would refuse to send."""
+def make_api_key(wanted: str | None, former: str | None = None) -> str:
+    """``wanted``, else ``$TXLAB_API_KEY``, else the ``former`` key of the same address, else a random one.
+
+    Raises TxlabError for a key that the SDK would refuse to send.
+    """
     from txlab.server.auth import check_api_key, new_api_key
 
+    key = wanted if wanted is not None else os.environ.get(KEY_VARIABLE) or former
     try:
-        return check_api_key(wanted) if wanted is not None else new_api_key()
+        return check_api_key(key) if key is not None else new_api_key()
     except ValueError as error:
         raise TxlabError(str(error)) from None
 
@@ -96,8 +102,10 @@ def _find_device() -> None:
         make_mesh()
 
 
-def _api_key(wanted: str | None, old: Predecessor | None) -> str:
-    return old.api_key if wanted is None and old is not None else make_api_key(wanted)
+def _former_key(server: ServerSettings, old: Predecessor | None) -> str | None:
+    """The key of the lab whose clients should find this one: of the running one, or of one that was stopped before."""
+    former = old or sign_at(server.host, server.port)
+    return None if former is None else former.api_key
 
 
 def _check_flags(server: ServerSettings) -> None:
@@ -178,13 +186,15 @@ def available_bytes() -> int:
 
 @contextmanager
 def _listening(server: ServerSettings, old: Predecessor | None) -> Iterator[socket.socket]:
-    """A listener of the server's address: the old lab's, if that is its address too, else a new one."""
-    if old is None or server.host != old.host or server.port not in (0, old.listener.getsockname()[1]):
-        with listening(server.host, server.port) as listener:
-            yield listener
-        return
-    # Its twin: so nobody takes the port in between, and who connects meanwhile waits instead of being refused.
-    with old.listener.dup() as listener, in_forked_child(lambda: let_go(listener.fileno())):
+    """A listener of the server's address, shared with the lab that has it, or had it; forked children let go of it."""
+    if old is not None and server.host == old.host and server.port in (0, old.listener.getsockname()[1]):
+        # Its twin: so nobody takes the port in between, and who connects meanwhile waits instead of being refused.
+        listener = old.listener.dup()
+    elif (sign := sign_at(server.host, server.port)) is not None:
+        listener = sign.share()
+    else:
+        listener = bind_or_ask(server.host, server.port)
+    with listener, in_forked_child(lambda: let_go(listener.fileno())):
         yield listener
 
 

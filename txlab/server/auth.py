@@ -115,6 +115,9 @@ async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
         response = refusal(scope["path"], 401, message)
         response.headers["WWW-Authenticate"] = 'Bearer error="invalid_token"'
     else:
-        message = "wrong or missing API key: set TINKER_API_KEY to the key that this server printed when it started"
+        message = (
+            "wrong or missing API key: TINKER_API_KEY is what `txlab key` prints on the machine of this lab. "
+            "A client of a lab that was stopped here before is lost: make a new ServiceClient"
+        )
         response = refusal(scope["path"], 401, message)
     await response(scope, receive, send)

@@ -121,7 +121,9 @@ class FutureTable:
         pending = self._by_id.get(request_id)
         if pending is None:
             # 410 makes the SDK sample again; a training request must not run twice.
-            raise ApiError(410 if request_id.startswith("asample-") else 404, f"no result is kept for {request_id!r}")
+            status = 410 if request_id.startswith("asample-") else 404
+            hint = "if its lab was stopped since, make a new ServiceClient and go on from a checkpoint"
+            raise ApiError(status, f"no result is kept for {request_id!r}; {hint}")
         if not pending.settled.done():
             await asyncio.wait((pending.settled,), timeout=seconds)
         if not pending.settled.done():
@@ -157,7 +159,8 @@ class FutureTable:
 
     def close(self) -> None:
         """Fail what is not finished, so that waiting clients are answered."""
-        self._stop(list(self._by_id.values()), RequestError("the server was stopped", "server"))
+        message = "the server was stopped: when it runs again, make a new ServiceClient and go on from a checkpoint"
+        self._stop(list(self._by_id.values()), RequestError(message, "server"))
 
     def _stop(self, requests: Iterable[PendingResult], error: RequestError) -> None:
         for pending in requests:

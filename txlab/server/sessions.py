@@ -229,10 +229,12 @@ class Sessions:
             self._timer = None
 
     def _absent(self, what: str, identifier: str) -> ApiError:
-        ended = self._ended.get(session_of(identifier))
-        if ended is None:
-            return ApiError(404, f"{what} {identifier!r} does not exist on this server, or was unloaded")
+        session_id = session_of(identifier)
         hint = "make a new ServiceClient and go on from a checkpoint"
+        ended = self._ended.get(session_id)
+        if ended is None:
+            gone = "or was unloaded" if session_id in self._sessions else f"or its lab was stopped since: {hint}"
+            return ApiError(404, f"{what} {identifier!r} does not exist on this server, {gone}")
         return ApiError(400, f"{what} {identifier!r}: its session {ended}; {hint}")
 
     def _sleep_until(self, deadline: float) -> None:
