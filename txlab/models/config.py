@@ -206,7 +206,7 @@ def known_ids(name: str, vocab_size: int, *values: Any) -> tuple[int, ...]:
     """
 
     def is_token(value: Any) -> bool:
-        return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= value < vocab_size
+        return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) < vocab_size
 
     flat = [i for value in values for i in (value if isinstance(value, list) else [value]) if i is not None]
     if strange := list(dict.fromkeys(repr(i) for i in flat if not is_token(i))):
