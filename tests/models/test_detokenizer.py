@@ -163,6 +163,16 @@ def test_tokens_are_readable_one_by_one(tokenizer):
     assert vocabulary.written(-1) == b""
 
 
+def test_nothing_is_tidied_up():
+    """Though the files of some models ask for it, which would change what was trained on."""
+    tokenizer = make_tokenizer()
+    tokenizer.clean_up_tokenization_spaces = True
+    tokens = tokenizer.encode("the end . is n't")
+    assert tokenizer.decode(tokens) == "the end. isn't"
+    assert vocabulary_of(tokenizer).decode(tokens) == "the end . is n't"
+    assert "".join(vocabulary_of(tokenizer).pieces(tokens)) == "the end . is n't"
+
+
 def test_parts_of_characters_are_written_as_bytes():
     for tokenizer in (make_tokenizer(), make_sentencepiece_tokenizer()):
         tokens = tokenizer.encode("é", add_special_tokens=False)[-2:]

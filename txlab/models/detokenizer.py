@@ -11,9 +11,9 @@ import json
 import re
 from codecs import getincrementaldecoder
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -27,23 +27,15 @@ Tokens = Sequence[int] | np.ndarray  # token ids: a list, or (n,) int32
 BROKEN = "\ufffd"  # stands for bytes that are no character
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # how SentencePiece writes a byte that no piece has
-_LOCAL = {
-    "Replace",
-    "ByteFallback",
-    "Fuse",
-    "Strip",
-    "Metaspace",
-    "WordPiece",
-}  # steps that look at one token at a time
+# Steps of a decoder that look at one token at a time.
+_LOCAL = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace", "WordPiece"}
 _SUPPORTED = ("ByteLevel", *sorted(_LOCAL))
-_vocabularies: WeakKeyDictionary[PreTrainedTokenizerBase, Vocabulary] = WeakKeyDictionary()
 
 
+@lru_cache(maxsize=2)  # a process serves one model, and another after a restart: older ones are let go
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
-    """The vocabulary of a tokenizer, always the same one. Raises UnsupportedModel where its texts cannot be cut."""
-    if (found := _vocabularies.get(tokenizer)) is None:
-        found = _vocabularies[tokenizer] = Vocabulary(tokenizer)
-    return found
+    """The vocabulary of a tokenizer, made once. Raises UnsupportedModel where its texts cannot be cut."""
+    return Vocabulary(tokenizer)
 
 
 class Vocabulary:
@@ -131,7 +123,7 @@ class Vocabulary:
             end = max(end, last)
         return starts + [len(text)] * (added - before)
 
-    def bytes_after(self, prompt: Tokens, special: bool) -> Bytes:
+    def bytes_after(self, prompt: Tokens, special: bool) -> Utf8:
         """What puts bytes together after a byte-level prompt."""
         spell, before = self.spelling if special else self.spoken, b""
         for token in reversed(prompt):
@@ -183,8 +175,9 @@ class Detokenizer:
         if vocabulary.byte_level:
             self._bytes = vocabulary.bytes_after(prompt, special)
         else:
-            self._bytes = FallbackBytes()
+            self._bytes = row = FallbackBytes()
             self._open(vocabulary, prompt, special)
+            row.begin()
 
     def feed(self, token: int) -> str:
         """Take one more token; return the text that is certain now."""
@@ -214,7 +207,6 @@ class Detokenizer:
         self._opening = _Opening(vocabulary, tail, special)
         for token in tail:
             self._opening.parts += self._push(self._spell(token))
-        self._bytes.begin()
 
     def _push(self, spelling: str | bytes) -> list[str]:
         """Texts of the oldest tokens that have none yet, as far as they are certain."""
@@ -252,9 +244,6 @@ class Bytes(Protocol):
     def waiting(self, count: int) -> str:
         """The last characters, ``count`` at most, that are complete and wait only for what follows them."""
 
-    def begin(self) -> None:
-        """What came so far is the prompt's."""
-
 
 class Utf8:
     """Bytes of a byte-level tokenizer: each wrong stretch is one broken character, and harms no other."""
@@ -273,8 +262,6 @@ class Utf8:
 
     def waiting(self, count: int) -> str:
         return ""
-
-    def begin(self) -> None: ...
 
     def _take(self, text: str) -> str:
         if self._told and text:
@@ -307,6 +294,7 @@ class FallbackBytes:
         return "".join(self._characters[max(self._own, len(self._characters) - count) :]) if self._whole else ""
 
     def begin(self) -> None:
+        """What came so far is the prompt's."""
         self._own = len(self._characters)
 
     @property

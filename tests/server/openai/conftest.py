@@ -40,7 +40,7 @@ class OpenAILab:
 
     @property
     def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.running.url}/v1", api_key=self.running.key, max_retries=0, timeout=60)
+        return openai.OpenAI(base_url=f"{self.running.url}/v1", api_key=self.running.key, max_retries=0, timeout=300)
 
     @property
     def async_client(self) -> openai.AsyncOpenAI:
@@ -68,7 +68,7 @@ class OpenAILab:
         drawn: Future = Future()
         tokens = np.array(prompt, np.int32)
         self.running.engine.submit(Sample(None, tokens, 1, params, topk_sample_logprobs=2), drawn.set_result)
-        return drawn.result(60).sequences[0]
+        return drawn.result(300).sequences[0]
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAILab]:
         serve(engine, tmp_path_factory.mktemp("store"), ServerSettings()) as running,
     ):
         creating = running.client().create_lora_training_client(str(folder), rank=8, user_metadata={"name": "pig"})
-        training = creating.result(timeout=60)
+        training = creating.result(timeout=300)
         lab = OpenAILab(running, str(folder), training)
         lab.train(training, 25)
         lab.checkpoint = training.save_weights_for_sampler("trained").result(timeout=60).path
