@@ -386,14 +386,14 @@ class Engine:
             self._fail(tickets, error)
 
     def _note_pass(self, ticket: Ticket, result: ForwardBackwardResult) -> None:
-        if is_backward(ticket.request):
+        if is_backward(ticket.request) and model_of(ticket) in self._adapters:  # it may be unloaded meanwhile
             constant = uniform(result.logprobs, self.limits.vocab_size)
             self._pending_steps[model_of(ticket)].passed(ticket.sent, constant)
 
     def _note_failed_pass(self, ticket: Ticket, at: float, message: str) -> None:
         request = ticket.request
         assert isinstance(request, ForwardBackward | SkipSeq)
-        if isinstance(request, SkipSeq) or request.backward:
+        if (isinstance(request, SkipSeq) or request.backward) and request.model_id in self._adapters:
             reason = f"its forward_backward (seq_id {request.seq_id}) failed: {message}"
             self._pending_steps[request.model_id].failed(ticket.sent, at, reason)
 
