@@ -156,7 +156,7 @@ def test_restart_on_the_same_port_then_stop_and_unload(serving: Kernel) -> None:
     serving.ok("client = tinker.ServiceClient().create_lora_training_client(base_model=model, rank=4).result()")
     serving.ok("client.forward([datum], 'cross_entropy').result()")
     serving.ok(f"%txstop\nlab = txlab.serve(model, port={port}, loop={serving.loop!r})")
-    serving.ok("%reload_ext txlab\nassert lab.running and (%txserve) is lab")
+    serving.ok("%reload_ext txlab\nsame = %txserve\nassert lab.running and same is lab")
     freed = serving.ok(
         "import gc, jax, sys\n_ = %txstop --free-port\n%unload_ext txlab\ngc.collect()\n"
         "print(lab.running, sys.getswitchinterval(), len(jax.live_arrays()))"
