@@ -157,9 +157,10 @@ def test_nothing_is_imported_where_an_interrupt_may_be_raised(tiny_llama: Path, 
     assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
 
 
-# Interrupts the kernel once, at the first event that ``reached`` says yes to: an audit event of Python, or a print.
+# Interrupts the kernel once, at the first event that ``reached`` says yes to: an audit event, or a progress bar's.
 TRIGGER = """
 import os, signal, sys
+from tqdm import tqdm
 def interrupt_when(reached):
     pending = [reached]
     def see(event, *args):
@@ -167,18 +168,18 @@ def interrupt_when(reached):
             pending.clear()
             os.kill(os.getpid(), signal.SIGINT)
     sys.addaudithook(lambda event, args: see(event, *args))
-    write = sys.stdout.write
-    sys.stdout.write = lambda text: (see("print", text), write(text))[1]
+    update = tqdm.update
+    tqdm.update = lambda bar, n=1: (see("progress", bar.desc), update(bar, n))[1]
 """
 MOMENTS = {
     "numpy of %load_ext": "event == 'import' and args[0] == 'numpy._core.numeric'",
     "jax": "event == 'import' and args[0] == 'jax._src.core'",
     "flax": "event == 'import' and args[0] == 'flax.nnx.module'",
-    "transformers": "event == 'import' and args[0] == 'transformers.tokenization_utils_base'",
+    "transformers": "event == 'import' and args[0] == 'transformers.utils.generic'",
     "fastapi": "event == 'import' and args[0] == 'fastapi.routing'",
     "the records": "event == 'sqlite3.connect'",
     "the tokenizer": "event == 'open' and str(args[0]).endswith('tokenizer.json')",
-    "the weights": "event == 'print' and 'Loading weights' in args[0]",
+    "the weights": "event == 'progress' and 'Loading weights' in args[0]",
 }
 CLEAN = """
 import logging, threading
