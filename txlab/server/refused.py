@@ -14,10 +14,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 
+from txlab.engine.requests import Half
 from txlab.server.errors import ApiError, malformed
 from txlab.server.futures import Reply
 from txlab.server.place import read_place
 from txlab.server.state import ServerState
+
+
+HALVES: dict[str, Half] = {"forward_backward": "forward_backward", "optim_step": "optim_step"}  # by route
 
 
 class SequencedRoute(APIRoute):
@@ -51,7 +55,7 @@ async def _use_up(request: Request, reason: Exception) -> None:
         server.sessions.model(place[0])
 
         async def fail() -> Reply:
-            with server.turn(*place):
+            with server.turn(*place, HALVES.get(request.url.path.rpartition("/")[2])):
                 raise reason
 
         server.start("training", place, fail)
