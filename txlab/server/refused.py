@@ -20,7 +20,6 @@ from txlab.server.futures import Reply
 from txlab.server.place import read_place
 from txlab.server.state import ServerState
 
-
 HALVES: dict[str, Half] = {"forward_backward": "forward_backward", "optim_step": "optim_step"}  # by route
 
 
