@@ -161,3 +161,19 @@ def test_rope_parameters_by_kind_of_layer():
     }
     plain = ModelConfig.from_hf(LLAMA | {"rope_scaling": LLAMA3})
     assert ModelConfig.from_hf({k: v for k, v in LLAMA.items() if k != "rope_theta"} | nested) == plain
+
+
+@pytest.mark.parametrize(
+    "scaling", [LLAMA3, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}]
+)
+def test_the_length_of_training_beside_the_rope_parameters_counts(scaling):
+    """As transformers reads it, of whatever the parameters say themselves."""
+    found = ModelConfig.from_hf(LLAMA | {"rope_scaling": scaling, "original_max_position_embeddings": 32}).rope_scaling
+    assert found is not None
+    assert found.original_context == 32
+
+
+def test_linear_scaling_knows_no_length_of_training():
+    linear = {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+    plain = ModelConfig.from_hf(LLAMA | linear)
+    assert ModelConfig.from_hf(LLAMA | linear | {"original_max_position_embeddings": 32}) == plain

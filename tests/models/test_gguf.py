@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGUFReader, GGUFWriter
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFWriter
 from tokenizers import Tokenizer, decoders
 
 from tests.models.compute import full_logits
@@ -140,6 +140,51 @@ def test_factors_beside_another_scaling_are_refused(tmp_path):
     assert "rope_freqs.weight" in {tensor.name for tensor in GGUFReader(path).tensors}
     with pytest.raises(UnsupportedModel, match=r"rope_freqs\.weight with rope scaling 'yarn'"):
         load_base(ModelSettings(name=str(path), cache=tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("option", ["attn_factor", "yarn_attn_factor", "yarn_log_multiplier", "yarn_ext_factor"])
+def test_options_of_yarn_that_are_not_read_are_refused(tmp_path, option):
+    folder = make_tiny(tmp_path / "model", vocab_size=500)
+    _, entries = tokenizer_entries("llama-bpe", 500)
+    key = f"llama.rope.scaling.{option}"
+
+    def add(writer: GGUFWriter) -> None:
+        writer.add_string("llama.rope.scaling.type", "yarn")
+        writer.add_float32("llama.rope.scaling.factor", 4.0)
+        writer.add_float32(key, 0.5)
+
+    path = write_gguf(folder, "llama", tmp_path / "m.gguf", entries, add)
+    with pytest.raises(UnsupportedModel, match=rf"rope\.scaling\.{option} 0\.5"):
+        load_base(ModelSettings(name=str(path), cache=tmp_path / "cache"))
+
+
+def test_betas_of_yarn_are_read(tmp_path):
+    folder = make_tiny(tmp_path / "model", vocab_size=500)
+    _, entries = tokenizer_entries("llama-bpe", 500)
+
+    def add(writer: GGUFWriter) -> None:
+        writer.add_string("llama.rope.scaling.type", "yarn")
+        writer.add_float32("llama.rope.scaling.factor", 4.0)
+        writer.add_float32("llama.rope.scaling.yarn_beta_fast", 16.0)
+        writer.add_float32("llama.rope.scaling.yarn_ext_factor", 1.0)
+
+    path = write_gguf(folder, "llama", tmp_path / "m.gguf", entries, add)
+    scaling = open_model(ModelSettings(name=str(path), cache=tmp_path / "cache")).config.rope_scaling
+    assert scaling is not None
+    assert (scaling.kind, scaling.beta_fast, scaling.beta_slow) == ("yarn", 16.0, 1.0)
+
+
+def test_a_kind_of_numbers_that_cannot_be_read_is_told_before_weights_are(tmp_path):
+    folder = make_tiny(tmp_path / "model", vocab_size=500)
+    _, entries = tokenizer_entries("llama-bpe", 500)
+    data = np.zeros((4, GGML_QUANT_SIZES[GGMLQuantizationType.Q8_K][1]), np.uint8)
+
+    def add(writer: GGUFWriter) -> None:
+        writer.add_tensor("blk.9.odd.weight", data, raw_dtype=GGMLQuantizationType.Q8_K)
+
+    path = write_gguf(folder, "llama", tmp_path / "m.gguf", entries, add)
+    with pytest.raises(WeightsError, match=r"m\.gguf holds Q8_K numbers.*blk\.9\.odd\.weight.*safetensors"):
+        open_model(ModelSettings(name=str(path), cache=tmp_path / "cache"))
 
 
 def test_factors_are_no_parameter(tmp_path):

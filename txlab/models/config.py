@@ -15,6 +15,14 @@ from txlab.models.files import ModelFileError
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 FULL_ATTENTION = "full_attention"
+ORIGINAL = "original_max_position_embeddings"
+# Options of GGUF files, with the values that leave yarn as it is; -1 is llama.cpp's word for "as usual".
+GGUF_YARN = {
+    "attn_factor": (1.0, 0.0),
+    "yarn_attn_factor": (1.0,),
+    "yarn_ext_factor": (1.0, -1.0),
+    "yarn_log_multiplier": (0.0,),
+}
 GGUF_ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -208,6 +216,8 @@ def _rope_parameters(config: Mapping[str, Any], entries: Fields) -> dict[str, An
     rope |= entries.entries("rope_parameters")
     if FULL_ATTENTION in rope:  # of models whose layers may differ in kind; here all are of this one
         rope |= Fields(rope, "config.json").entries(FULL_ATTENTION)
+    if config.get(ORIGINAL) is not None and FULL_ATTENTION not in rope:  # transformers: it goes first
+        rope[ORIGINAL] = config[ORIGINAL]
     if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
         raise UnsupportedModel("partial_rotary_factor", rope.get("partial_rotary_factor"), ("1.0",))
     return rope
@@ -222,7 +232,7 @@ def _rope_scaling(rope: Mapping[str, Any], rotary: Fields, context: int) -> Rope
         return None
     if kind == "yarn" and (rope.get("mscale") or rope.get("mscale_all_dim")):
         raise UnsupportedModel("yarn option", "mscale", ("attention_factor",))
-    original = rotary.size("original_max_position_embeddings", context)
+    original = rotary.size(ORIGINAL, context)
     # Where yarn's factor is null, it is how far the context was stretched.
     factor = rotary.number("factor", context / original if kind == "yarn" and "factor" in rope else None)
     required = ("low_freq_factor", "high_freq_factor") if kind == "llama3" else ()
@@ -240,10 +250,15 @@ def _gguf_rope_scaling(model: Mapping[str, Any], factors: tuple[float, ...]) -> 
         return RopeScaling("factors", 1.0, context, factors=factors)
     if factors:
         raise UnsupportedModel("rope_freqs.weight with rope scaling", kind, ("rope_freqs.weight alone",))
+    for option, plain in GGUF_YARN.items():
+        if (value := model.get(f"rope.scaling.{option}", plain[0])) not in plain:
+            raise UnsupportedModel(f"rope.scaling.{option}", value, tuple(map(str, plain)))
     rope = {
         "rope_type": "default" if kind == "none" else kind,
         "factor": model.get("rope.scaling.factor", 1.0),
-        "original_max_position_embeddings": model.get("rope.scaling.original_context_length"),
+        ORIGINAL: model.get("rope.scaling.original_context_length"),
+        "beta_fast": model.get("rope.scaling.yarn_beta_fast"),
+        "beta_slow": model.get("rope.scaling.yarn_beta_slow"),
     }
     return _rope_scaling(rope, Fields(rope, "the file's rope scaling"), context)
 

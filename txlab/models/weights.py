@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gguf import dequantize
+from gguf import GGML_QUANT_SIZES, ReaderTensor, dequantize
 from jax.sharding import Mesh
 
 from txlab.models.config import ModelConfig
@@ -177,6 +177,7 @@ class GGUFFile:
         self.metadata: dict[str, Any] = {key: field.contents() for key, field in reader.fields.items()}
         _refuse_parts(path, self.metadata)
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        _refuse_kinds(path, self._tensors)
         self.names = frozenset(self._tensors) - {ROPE_FACTORS}
 
     @property
@@ -194,6 +195,18 @@ class GGUFFile:
             if ".attn_k." in name:
                 return _unpermute(array, self.metadata.get("llama.attention.head_count_kv", heads))
         return array
+
+
+def _refuse_kinds(path: Path, tensors: Mapping[str, ReaderTensor]) -> None:
+    """Raise WeightsError for numbers that cannot be dequantized, found by a single block of each kind."""
+    for kind, name in {tensor.tensor_type: name for name, tensor in tensors.items()}.items():
+        try:
+            dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+        except NotImplementedError:
+            raise WeightsError(
+                f"{path} holds {kind.name} numbers (in {name}), which cannot be read: take the file of another "
+                "quantization, such as Q8_0, or the model as safetensors"
+            ) from None
 
 
 def _refuse_parts(path: Path, metadata: Mapping[str, Any]) -> None:
