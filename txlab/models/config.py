@@ -216,7 +216,7 @@ def _rope_parameters(config: Mapping[str, Any], entries: Fields) -> dict[str, An
     rope |= entries.entries("rope_parameters")
     if FULL_ATTENTION in rope:  # of models whose layers may differ in kind; here all are of this one
         rope |= Fields(rope, "config.json").entries(FULL_ATTENTION)
-    if config.get(ORIGINAL) is not None and FULL_ATTENTION not in rope:  # transformers: it goes first
+    elif _kind(rope) in ("llama3", "yarn") and config.get(ORIGINAL) is not None:  # there transformers lets it go first
         rope[ORIGINAL] = config[ORIGINAL]
     if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
         raise UnsupportedModel("partial_rotary_factor", rope.get("partial_rotary_factor"), ("1.0",))
@@ -225,7 +225,7 @@ def _rope_parameters(config: Mapping[str, Any], entries: Fields) -> dict[str, An
 
 def _rope_scaling(rope: Mapping[str, Any], rotary: Fields, context: int) -> RopeScaling | None:
     """``rotary`` reads ``rope`` by type; ``context`` is what the model may see."""
-    kind = rope.get("rope_type") or rope.get("type") or "default"
+    kind = _kind(rope)
     if kind not in ROPE_TYPES:
         raise UnsupportedModel("rope type", kind, ROPE_TYPES)
     if kind == "default":
@@ -241,6 +241,10 @@ def _rope_scaling(rope: Mapping[str, Any], rotary: Fields, context: int) -> Rope
         name: rotary.number(name) for name in names if rope.get(name) is not None or name in required
     }
     return RopeScaling(kind, factor, original, truncate=rotary.flag("truncate", True), **given)
+
+
+def _kind(rope: Mapping[str, Any]) -> Any:
+    return rope.get("rope_type") or rope.get("type") or "default"
 
 
 def _gguf_rope_scaling(model: Mapping[str, Any], factors: tuple[float, ...]) -> RopeScaling | None:
