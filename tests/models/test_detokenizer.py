@@ -168,7 +168,6 @@ def test_nothing_is_tidied_up():
     tokenizer = make_tokenizer()
     tokenizer.clean_up_tokenization_spaces = True
     tokens = tokenizer.encode("the end . is n't")
-    assert tokenizer.decode(tokens) == "the end. isn't"
     assert vocabulary_of(tokenizer).decode(tokens) == "the end . is n't"
     assert "".join(vocabulary_of(tokenizer).pieces(tokens)) == "the end . is n't"
 

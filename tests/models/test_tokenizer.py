@@ -138,7 +138,8 @@ TEMPLATE = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
 
 
 @pytest.mark.parametrize("place", ["tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json"])
-def test_what_goes_with_the_file_is_kept(tmp_path, caplog, place):
+def test_what_goes_with_the_file_is_kept(tmp_path, caplog, monkeypatch, place):
+    monkeypatch.setattr("txlab.models.tokenizer.reads_as", lambda *_: False)  # newer releases read this folder right
     own = byte_level()
     own.add_special_tokens(["<|im_start|>"])
     begin = ("<|im_start|>", own.token_to_id("<|im_start|>"))
@@ -214,17 +215,18 @@ def test_vocabulary_and_merges_will_do(tmp_path):
     assert tokenizer.encode("Hello, world!", add_special_tokens=False) == own.encode("Hello, world!").ids
 
 
-def test_a_tokenizer_that_cannot_be_read_is_named(tmp_path):
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, file):
     folder = make_tiny(tmp_path / "model")
-    (folder / "tokenizer.json").write_text('{"version": "1.0"')
-    with pytest.raises(TokenizerError, match=r"model/tokenizer\.json cannot be read"):
+    (folder / file).write_text('{"version": "1.0"')
+    with pytest.raises(ModelFileError, match=rf"model/{file} is not valid JSON"):
         load_base(ModelSettings(name=str(folder)))
 
 
-def test_a_damaged_configuration_is_said_with_its_folder(tmp_path):
+def test_a_tokenizer_that_is_json_and_nothing_else_is_named(tmp_path):
     folder = make_tiny(tmp_path / "model")
-    (folder / "tokenizer_config.json").write_text("{")
-    with pytest.raises(TokenizerError, match=r"the tokenizer of .*model cannot be loaded"):
+    (folder / "tokenizer.json").write_text('{"version": "1.0"}')
+    with pytest.raises(TokenizerError, match=r"model/tokenizer\.json cannot be read"):
         load_base(ModelSettings(name=str(folder)))
 
 
