@@ -15,6 +15,7 @@ from tests.models.golden import make_golden as golden
 from tests.models.tiny import ARCHITECTURES, make_tiny, make_tokenizer
 from txlab.config import ModelSettings
 from txlab.models.base import load_base, open_model
+from txlab.models.files import ModelFileError
 from txlab.models.tokenizer import TokenizerError, load_tokenizer
 from txlab.models.weights import SafetensorsFolder
 
