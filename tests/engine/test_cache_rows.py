@@ -9,6 +9,7 @@ from txlab.engine.cache_rows import CacheRows
 from txlab.engine.jobs import Sequence
 from txlab.engine.kv_cache import FEW_ROWS, cache_size
 from txlab.engine.prefixes import Prefix
+from txlab.engine.stops import StopSearch
 from txlab.models.attention import KVCache, LayerCache
 from txlab.models.base import BaseModel
 
@@ -21,7 +22,7 @@ def rows(base: BaseModel) -> CacheRows:
 
 
 def some(count: int) -> list[Sequence]:
-    return [Sequence(None, index) for index in range(count)]
+    return [Sequence(None, index, StopSearch([])) for index in range(count)]
 
 
 def write(rows: CacheRows, sequence: Sequence, value: float) -> None:

@@ -95,12 +95,18 @@ def test_stop_ids_end_a_sequence_and_are_included(engine):
     assert len(ended.logprobs) == first + 1
 
 
+def whole_part(text: str, start: int) -> str:
+    """Two characters of a text, from ``start`` on, of which none stands for broken bytes: those may yet be mended."""
+    parts = (text[at : at + 2] for at in range(start, len(text) - 1))
+    return next(part for part in parts if "\ufffd" not in part)
+
+
 def test_stop_strings_end_a_sequence_across_token_borders(base, engine):
     prompt = tokens(8)
     params = SamplingParams(40, temperature=5.0, seed=3, stop=())
     (free,) = sample(engine, prompt, params).sequences
     text = base.tokenizer.decode(free.tokens)
-    stop = text[6:9]
+    stop = whole_part(text, 6)
     (ended,) = sample(engine, prompt, SamplingParams(40, 5.0, seed=3, stop=(stop,))).sequences
     assert ended.stop_reason == "stop"
     n = len(ended.tokens)
@@ -228,8 +234,8 @@ class Listener:
 def test_what_is_told_on_the_way_is_the_result(base, engine, stop):
     prompt, params = tokens(8), SamplingParams(30, temperature=2.0, seed=4, stop=())
     free = sample(engine, prompt, params, n=3).sequences
-    text = base.tokenizer.decode(free[0].tokens[:11])
-    stops = {"": (), "text": (text[-3:],), "id": (int(free[0].tokens[10]),)}[stop]
+    text = base.tokenizer.decode(free[0].tokens[:16])
+    stops = {"": (), "text": (whole_part(text, 6),), "id": (int(free[0].tokens[10]),)}[stop]
     listener = Listener(3)
     result = sample(engine, prompt, replace(params, stop=stops), n=3, on_tokens=listener)
     assert listener.tokens == [list(s.tokens) for s in result.sequences]

@@ -55,7 +55,7 @@ def test_every_substring_is_found_at_its_last_token(tokenizer, text, chunk):
     for begin in range(len(shown)):
         for end in range(begin + 1, min(begin + 7, len(shown)) + 1):
             string = shown[begin:end]
-            stops = StopStrings([string, "never"], tokenizer, prompt)
+            stops = StopStrings([string, "no such text"], tokenizer, prompt)
             assert found(stops, tokens, chunk) == first(texts, string), repr(string)
 
 
@@ -70,7 +70,7 @@ def test_random_tokens_find_what_a_whole_decode_finds(tokenizer, seed):
         begin = rng.randrange(max(1, len(text) - 4))
         string = text[begin : begin + rng.randint(1, 4)]
         if string and "\ufffd" not in string:  # what it stands for may become a character with the next byte
-            stops = StopStrings([string, "never"], tokenizer, prompt)
+            stops = StopStrings([string, "no such text"], tokenizer, prompt)
             assert found(stops, tokens) == first(texts, string), repr(string)
 
 

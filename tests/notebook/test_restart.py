@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import tinker
 
@@ -119,10 +120,12 @@ def test_weights_that_fail_say_that_the_old_lab_is_gone(lab: Lab, tmp_path: Path
     assert Lab.current is None
     assert any("is stopped" in note for note in failed.value.__notes__)
     assert "is stopped" in "\n".join(failed.value._render_traceback_())
-    url = lab.url
+    told = httpx.get(f"{lab.url}/api/v1/get_server_capabilities")
+    assert (told.status_code, "make a new ServiceClient" in told.text) == (400, True)
+    lab.stop(keep_port=False)
     with socket.socket() as again:
         again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        again.bind(("127.0.0.1", int(url.rsplit(":", 1)[1])))
+        again.bind(("127.0.0.1", lab.port))
 
 
 def test_the_same_settings_again_are_the_same_lab(tmp_path: Path, tiny_llama: Path) -> None:
