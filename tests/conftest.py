@@ -16,7 +16,10 @@ MARKS = {  # mark: fixtures, parameters and names of a module; a test that uses 
     "browser": {"chromium", "CHROMIUM"},
     "kernel": {"open_kernel", "kernel", "serving"},
     "parity": {"torch", "peft", "cookbook"},
-    "slow": {"Engine", "Lab", "Popen", "Sampler", "Trainer", "subprocess"},  # compiles much, or starts processes
+    "slow": {  # a real engine, which compiles, or processes of their own
+        *("Engine", "Lab", "Sampler", "Trainer", "base", "full_logits", "lab", "parts", "running"),
+        *("Popen", "schemathesis", "subprocess"),
+    },
     "smollm2": {"smollm2"},
 }
 
