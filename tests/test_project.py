@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from hatchling.builders.wheel import WheelBuilder
+from IPython.core.inputtransformer2 import TransformerManager
 
 ROOT = Path(__file__).parent.parent
 HERE = "tests/test_project.py"
@@ -22,7 +23,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 TEST_COMMAND = 'pip install -e ".[test]" && pytest'
 EXTRAS = PROJECT["optional-dependencies"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-MAGIC_LINE = re.compile(r"^\s*(%|!|.*= *%).*$", re.MULTILINE)
 
 
 def names(requirements: list[str]) -> set[str]:
@@ -70,7 +70,7 @@ def test_a_user_gets_no_test_tools():
         imported |= imports(file.read_text())
     for file in NOTEBOOKS:
         cells = [cell["source"] for cell in json.loads(file.read_text())["cells"] if cell["cell_type"] == "code"]
-        imported |= imports("\n".join(MAGIC_LINE.sub("", "".join(cell)) for cell in cells))
+        imported |= imports("\n".join(TransformerManager().transform_cell("".join(cell)) for cell in cells))
     assert {"jax", "tinker", "IPython"} <= imported
     assert not {name.replace("-", "_") for name in tools} & imported
 
