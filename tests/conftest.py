@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,46 @@ import txlab.models  # noqa: F401 - before anything imports transformers: it kee
 from tests.models.tiny import make_tiny
 from txlab.config import ModelSettings
 from txlab.models.base import BaseModel, load_base
+
+MARKS = {  # mark: fixtures, parameters and names of a module; a test that uses one of them gets the mark
+    "browser": {"chromium", "CHROMIUM"},
+    "kernel": {"open_kernel", "kernel", "serving"},
+    "parity": {"torch", "peft", "cookbook"},
+    "slow": {  # a real engine, which compiles, or processes of their own
+        *("Engine", "Lab", "Sampler", "Trainer", "base", "full_logits", "lab", "parts", "running"),
+        *("Popen", "schemathesis", "subprocess"),
+    },
+    "smollm2": {"smollm2"},
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests, and cells of notebooks, by what they use."""
+    for item in items:
+        if not isinstance(item, pytest.Function):
+            item.add_marker("notebook")
+            continue
+        used = {*item.fixturenames, *vars(item.module), *_parameters(item)}
+        for mark, names in MARKS.items():
+            if names & used:
+                item.add_marker(mark)
+
+
+def _parameters(item: pytest.Function) -> set[str]:
+    values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return {value for value in values if isinstance(value, str)}
+
+
+@pytest.fixture(scope="session")
+def torch() -> Any:
+    """The reference of parity tests; without the extra ``parity`` they are skipped."""
+    return pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="session")
+def peft() -> Any:
+    """The reference LoRA; without the extra ``parity`` its tests are skipped."""
+    return pytest.importorskip("peft")
 
 
 @pytest.fixture(scope="session")

@@ -143,9 +143,8 @@ def test_steps_train(trainer: TxlabTrainer):
     assert trainer.flops(MIXED) == sum(step_flops(trainer._config, LoraConfig(r), lengths) for r, lengths in adapters)
 
 
+@pytest.mark.usefixtures("torch", "peft")
 def test_the_peer_does_the_same_work(folder: Path, trainer: TxlabTrainer, monkeypatch: pytest.MonkeyPatch):
-    pytest.importorskip("torch")
-    pytest.importorskip("peft")
     from benchmarks import peft_trainer
 
     monkeypatch.setattr(peft_trainer, "BATCH_TOKENS", 24)  # two sequences with padding, then the third

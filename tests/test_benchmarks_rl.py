@@ -76,9 +76,8 @@ def test_the_lab_learns(folder: Path, monkeypatch: pytest.MonkeyPatch):
         learns(side.round)
 
 
+@pytest.mark.usefixtures("torch", "peft")
 def test_the_peer_learns(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    pytest.importorskip("torch")
-    pytest.importorskip("peft")
     from benchmarks import peft_grpo
 
     monkeypatch.setattr(

@@ -277,9 +277,8 @@ def test_samples_of_one_prompt(sampler: TxlabSampler):
     assert drawn["seconds"] > 0
 
 
+@pytest.mark.usefixtures("torch", "peft")
 def test_the_peer_draws_the_same_tokens(folder: Path, sampler: TxlabSampler):
-    pytest.importorskip("torch")
-    pytest.importorskip("peft")
     from benchmarks.sampling.transformers_sampler import TransformersSampler
 
     peer = TransformersSampler(str(folder), "float32")
@@ -289,9 +288,8 @@ def test_the_peer_draws_the_same_tokens(folder: Path, sampler: TxlabSampler):
         assert peer.prefill(draw)["tokens"] == [tokens[:1] for tokens in ours]
 
 
+@pytest.mark.usefixtures("torch", "peft")
 def test_no_token_ends_what_the_peer_generates(folder: Path):
-    pytest.importorskip("torch")
-    pytest.importorskip("peft")
     from benchmarks.generate_peer import GeneratePeer
 
     peer = GeneratePeer.load(str(folder), "float32")

@@ -25,8 +25,8 @@ def test_value_gradient_and_metrics_are_torchs(name):
     assert value.metrics == pytest.approx(golden["metrics"], rel=1e-5)
 
 
+@pytest.mark.usefixtures("torch")
 def test_the_file_is_what_torch_says_now():
-    pytest.importorskip("torch")
     for name, (function, inputs) in make_losses.losses().items():
         now = make_losses.record(function, inputs)
         assert now["loss"] == pytest.approx(GOLDEN[name]["loss"], rel=1e-5)

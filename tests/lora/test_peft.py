@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load, save_file
+from transformers import AutoModelForCausalLM
 
 from tests.models.compute import segment_attention
 from tests.models.tiny import make_tiny
@@ -147,25 +148,21 @@ def test_an_adapter_of_a_deeper_model_is_refused(tmp_path):
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("lora", [ALL, LoraConfig(8, train_unembed=False)], ids=["all", "blocks"])
-def test_peft_computes_the_same_logits(tmp_path, tied, lora):
-    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
-    transformers = pytest.importorskip("transformers")
+def test_peft_computes_the_same_logits(tmp_path, tied, lora, torch, peft):
     folder = make_tiny(tmp_path / "tiny", "llama", tie_word_embeddings=tied)
     state = adapter(lora)
     tokens = np.random.default_rng(1).integers(5, 300, 24).astype(np.int32)
-    base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     plain = logits(base, tokens)
     adapted = logits(peft.PeftModel.from_pretrained(base, export(tmp_path / "adapter", state)), tokens)
     assert np.abs(adapted - plain).max() > 0.1, "the adapter does nothing"
     np.testing.assert_allclose(adapted, ours(load_base(ModelSettings(name=str(folder))), state, tokens), atol=2e-4)
 
 
-def test_what_peft_saved_is_read(tmp_path):
-    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
-    transformers = pytest.importorskip("transformers")
+def test_what_peft_saved_is_read(tmp_path, torch, peft):
     folder = make_tiny(tmp_path / "tiny", "llama", tie_word_embeddings=False)
     tokens = np.arange(20, 40, dtype=np.int32)
-    base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     settings = peft.LoraConfig(
         r=4, lora_alpha=16, target_modules=[*ATTENTION, *MLP], init_lora_weights=False, task_type="CAUSAL_LM"
     )

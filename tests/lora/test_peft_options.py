@@ -103,6 +103,5 @@ def test_loftq_has_no_conversion(tmp_path):
     assert "path_initial_model_for_weight_conversion" not in str(error.value)
 
 
-def test_the_table_has_every_option_of_this_peft():
-    peft = pytest.importorskip("peft")
+def test_the_table_has_every_option_of_this_peft(peft):
     assert {field.name for field in fields(peft.LoraConfig)} <= OPTIONS.keys()

@@ -50,8 +50,8 @@ def test_golden_greedy_text(case, tiny_golden):
     assert greedy(base, golden.PROMPT[0].tolist(), golden.GREEDY) == tiny_golden[f"{name}.greedy"].tolist()
 
 
+@pytest.mark.usefixtures("torch")
 def test_transformers_agrees(case):
-    pytest.importorskip("torch")
     _, folder, base = case
     logits, tokens = golden.tiny_reference(folder)
     np.testing.assert_allclose(full_logits(base, golden.PROMPT), logits, rtol=0, atol=ATOL)
@@ -76,8 +76,8 @@ def test_smollm2_answers_a_question(smollm2):
     assert "Paris" in smollm2.tokenizer.decode(answer)
 
 
+@pytest.mark.usefixtures("torch")
 def test_smollm2_golden_is_what_transformers_says(smollm2, smollm2_golden):
-    pytest.importorskip("torch")
     model, tokenizer = golden.smollm2_reference()
     if tokenizer("")["input_ids"]:  # transformers 5.5, which the cookbook asks for, puts a token of its own in front
         tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)

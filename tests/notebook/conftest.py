@@ -35,6 +35,14 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
+def chromium() -> str:
+    """The browser's executable; where there is none, the test is skipped."""
+    from tests.notebook.browser import CHROMIUM
+
+    return CHROMIUM or pytest.skip("no Chromium on this machine")
+
+
+@pytest.fixture(scope="session")
 def lab_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Environment of a process whose lab keeps to itself: own folders, no network, no telemetry."""
     home = tmp_path_factory.mktemp("txlab")

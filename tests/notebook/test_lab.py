@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import jax
@@ -190,9 +191,8 @@ def test_adapters_leave_and_come_back_as_peft_folders(lab: Lab, tmp_path: Path) 
             wrong()
 
 
-def test_an_adapter_that_peft_trained_on_comes_back(lab: Lab, tmp_path: Path) -> None:
+def test_an_adapter_that_peft_trained_on_comes_back(lab: Lab, tmp_path: Path, torch: Any, peft: Any) -> None:
     """The model's embeddings are tied, and PEFT stores the base weights of an adapted ``lm_head`` beside it."""
-    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     import tinker
     from tinker import types
     from transformers import AutoModelForCausalLM

@@ -11,6 +11,8 @@ import pytest
 
 from tests.server.test_runs import step, train
 
+pytestmark = pytest.mark.slow  # starts processes
+
 
 @pytest.fixture
 def tinker(server, tmp_path: Path):

@@ -77,6 +77,7 @@ def assert_peft_agrees(files: dict[str, bytes], model: Path, trainer: tinker.Tra
     np.testing.assert_allclose(theirs, logprobs(trainer), atol=1e-4)
 
 
+@pytest.mark.parity
 def test_an_export_is_fetched_without_a_key_and_loads_in_peft(trainer, rest, model, tmp_path):
     answer = rest.get_external_weights_urls(path_of(trainer, "external_weights")).result(timeout=LONG)
     assert answer.expires.timestamp() - time.time() > 600, "the CLI would sign again and again"
@@ -87,6 +88,7 @@ def test_an_export_is_fetched_without_a_key_and_loads_in_peft(trainer, rest, mod
     assert_peft_agrees(files, model, trainer, tmp_path / "adapter")
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("kind", ["weights", "sampler_weights", "external_weights"])
 def test_an_archive_is_redirected_to_and_loads_in_peft(running, trainer, model, tmp_path, kind):
     answer = running.get(f"training_runs/{trainer.model_id}/checkpoints/{kind}/ck/archive")
@@ -178,6 +180,7 @@ def test_recipients_that_are_none_are_refused(trainer):
             trainer.save_weights_external("secret2", age_encryption_recipients=recipients).result(timeout=LONG)
 
 
+@pytest.mark.parity
 def test_the_cookbook_downloads_a_training_checkpoint(running, trainer, rest, model, tmp_path, monkeypatch):
     weights = pytest.importorskip("tinker_cookbook.weights")
     monkeypatch.setenv("TINKER_API_KEY", running.key)

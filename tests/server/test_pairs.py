@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,9 +145,8 @@ def test_what_is_saved_behind_a_refused_pair_is_what_was(running: Running, clien
     np.testing.assert_allclose(logprobs(resumed), logprobs(client), atol=1e-6)
 
 
-def test_a_loss_of_the_clients_own_that_fails(running: Running, client: tinker.TrainingClient) -> None:
+def test_a_loss_of_the_clients_own_that_fails(running: Running, client: tinker.TrainingClient, torch: Any) -> None:
     """The SDK refuses the step itself; the server's part is that the adapter is as it was, and others train."""
-    torch = pytest.importorskip("torch")
     before = logprobs(client)
     for loss in (lambda data, lps: (sum(lp.sum() for lp in lps) * torch.nan, {}), lambda data, lps: 1 / 0):
         own = running.client().create_lora_training_client(running.engine.base.name, rank=4, seed=1).result(60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 import tinker
@@ -71,9 +72,7 @@ def test_copies_belong_to_a_session_of_their_own(trainer: tinker.TrainingClient,
     assert copied != path
 
 
-def test_a_traced_loss_says_what_it_reads(server: Running):
-    torch = pytest.importorskip("torch")
-
+def test_a_traced_loss_says_what_it_reads(server: Running, torch: Any):
     def squared(logprobs, weights):
         return (weights * torch.square(logprobs)).sum(), {}
 
@@ -99,9 +98,7 @@ def test_what_asks_no_server_works_without_one(trainer: tinker.TrainingClient, s
     assert trainer.model_id.split(":")[0] in trainer.get_console_url()
 
 
-def test_a_custom_loss_runs_on_the_client(trainer: tinker.TrainingClient):
-    torch = pytest.importorskip("torch")
-
+def test_a_custom_loss_runs_on_the_client(trainer: tinker.TrainingClient, torch: Any):
     def squares(data, logprobs):
         loss = sum(torch.square(row).sum() for row in logprobs)
         return loss, {"rows": len(data)}

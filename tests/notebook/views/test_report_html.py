@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.notebook.browser import CHROMIUM, FLAGS
+from tests.notebook.browser import FLAGS
 from tests.notebook.views.html import Page
 from txlab.notebook.views.palette import DARK, LIGHT, Palette
 from txlab.notebook.views.report_html import Report, ReportRun, ReportSample, ReportTable, render_report
@@ -148,16 +148,17 @@ def test_it_needs_nothing_else() -> None:
     assert html.count("http") == html.count("http://www.w3.org/2000/svg")
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize(("scheme", "palette"), [("light", LIGHT), ("dark", DARK)])
-def test_it_is_seen_in_the_readers_colours_without_a_network(scheme: str, palette: Palette, tmp_path: Path) -> None:
+def test_it_is_seen_in_the_readers_colours_without_a_network(
+    scheme: str, palette: Palette, tmp_path: Path, chromium: str
+) -> None:
     from playwright.sync_api import sync_playwright
 
     file = tmp_path / "run.html"
     long = replace(run("one", loss=points(3, 2, 1)), name="a name that goes on and on " * 4)
     file.write_text(render_report(report(long, samples=[ReportSample("note", "Where", " 🍌")])), encoding="utf-8")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         page = browser.new_page(color_scheme=scheme, offline=True, viewport={"width": 1280, "height": 900})
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
