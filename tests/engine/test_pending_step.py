@@ -208,6 +208,18 @@ def test_a_step_whose_gradient_the_lab_dropped_moves_nothing(engine, client: Cli
     assert same(state_of(engine, client.model_id), state_of(engine, another.model_id))
 
 
+def test_a_step_whose_gradient_a_load_dropped_moves_nothing(engine, client: Client):
+    state = state_of(engine, client.model_id)
+    client.begin(datum(40, 9))
+    client.send(ImportAdapter, state=state, name="loaded")
+    refused(client.send(OptimStep, adam=ADAM), "its gradient was dropped when other weights were loaded")
+    assert same(state_of(engine, client.model_id), state)
+    client.begin(datum(40, 9))
+    client.send(ImportAdapter, state=state, name="loaded")
+    client.begin(datum(40, 9))
+    assert client.step(ADAM).metrics["grad_norm"] > 0, "a pair behind the load is whole"
+
+
 def test_a_rewind_that_drops_nothing_breaks_nothing(engine, client: Client):
     answer(engine, PauseAdapter(client.model_id))
     waiting, step = client.begin(datum(30)), client.send(OptimStep, adam=ADAM)

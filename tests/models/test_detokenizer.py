@@ -233,3 +233,12 @@ def test_decoders_whose_texts_cannot_be_cut_are_refused(decoder):
 def test_a_tokenizer_in_python_is_refused():
     with pytest.raises(UnsupportedModel, match=r"ByT5Tokenizer.*tokenizer\.json"):
         vocabulary_of(ByT5Tokenizer())
+
+
+def test_a_prompt_that_ends_with_half_of_a_surrogate():
+    """Bytes ED A3 begin no character: the prompt ends with two broken ones, and neither is told again."""
+    vocabulary = Vocabulary(tokenizer := make_tokenizer())
+    token_of = {vocabulary.written(token): token for token in range(3, len(tokenizer))}
+    prompt, tokens = ([token_of[byte] for byte in part] for part in ((b"q", b"\xed", b"\xa3"), (b"\xfe", b"s")))
+    expected = less(vocabulary.decode(prompt + tokens), vocabulary.decode(prompt))
+    assert "".join(vocabulary.pieces(tokens, prompt)) == expected == "\ufffds"

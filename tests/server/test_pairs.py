@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import tinker
 from tinker import types
 
 from tests.server.conftest import Running
+from tests.server.test_api import pass_body
 from tests.server.test_real_engine import TOKENS, datum, lab, logprobs, train
 from txlab.engine.requests import RequestError, RewindAdapter
 
@@ -83,6 +85,21 @@ def test_a_mended_pass_may_be_stepped(client: tinker.TrainingClient, running: Ru
     train(other, 3)
     assert train(client, 2) == train(other, 2)
     np.testing.assert_array_equal(logprobs(client), logprobs(other))
+
+
+def test_a_pass_that_follows_a_damaged_one_may_be_stepped(client: tinker.TrainingClient, running: Running) -> None:
+    """It is refused in its first answer: who has read that and sends another pass at once knows of it."""
+    model_id, first = client.model_id, 7  # behind three pairs
+    with httpx.Client(base_url=running.url, headers={"X-API-Key": running.key}) as raw:
+        assert raw.post("/api/v1/forward_backward", content=pass_body(model_id, first)[:-5]).status_code == 400
+        passed = raw.post("/api/v1/forward_backward", content=pass_body(model_id, first + 1)).json()
+        adam = {"learning_rate": 3e-3, "beta1": 0.9, "beta2": 0.95, "eps": 1e-12}
+        step = {"model_id": model_id, "seq_id": first + 2, "adam_params": adam}
+        stepped = raw.post("/api/v1/optim_step", json=step).json()
+        for future in (passed, stepped):
+            answer = raw.post("/api/v1/retrieve_future", json={"request_id": future["request_id"]})
+            assert b"error" not in answer.content, answer.text
+        assert answer.json()["metrics"]["grad_norm"] > 0
 
 
 def test_a_step_alone_after_a_failure_that_was_told(fresh: tinker.TrainingClient) -> None:

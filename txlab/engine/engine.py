@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import defaultdict, deque
@@ -417,10 +418,19 @@ class Engine:
                 self._drop_half(request, request.reason)
             case ImportAdapter():
                 self._adapters.carry_out(request)
-                self._pending_steps.pop(request.model_id, None)
+                self._begin_step_anew(request.model_id)
             case _:
                 return self._adapters.carry_out(request)
         return None
+
+    def _begin_step_anew(self, model_id: str) -> None:
+        """Other weights were loaded: what was sent before counts no more, but a step must not run for a lost gradient.
+
+        Whatever comes behind the load is another attempt.
+        """
+        passes = self._pending_steps.pop(model_id, PendingStep()).passes
+        if passes:
+            self._pending_steps[model_id].dropped(-math.inf, "its gradient was dropped when other weights were loaded")
 
     def _optim_step(self, ticket: Ticket, request: OptimStep) -> Result:
         """Apply what was accumulated; where that is a part of what was sent for the step, refuse it and drop that."""

@@ -252,7 +252,7 @@ class Utf8:
         """Begin after the last bytes of a prompt, which may have ended within a character."""
         self._decoder = getincrementaldecoder("utf-8")("replace")
         self._decoder.decode(before)
-        self._told = bool(self._decoder.getstate()[0])  # the prompt ends with a broken character, unless it goes on
+        self._told = self._decoder.getstate()[0].decode(errors="replace")  # broken, unless it goes on: the prompt's end
 
     def push(self, data: bytes) -> list[str]:
         return [self._take(self._decoder.decode(data))]
@@ -265,8 +265,7 @@ class Utf8:
 
     def _take(self, text: str) -> str:
         if self._told and text:
-            self._told = False
-            return text.removeprefix(BROKEN)
+            text, self._told = text.removeprefix(self._told), ""
         return text
 
 

@@ -5,6 +5,7 @@ The SDK counts on after a refusal, so without this all that it sends next would 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
@@ -14,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 
+from txlab.engine.pending_step import TOLD_SECONDS
 from txlab.engine.requests import Half
 from txlab.server.errors import ApiError, malformed
 from txlab.server.futures import Reply
@@ -53,8 +55,12 @@ async def _use_up(request: Request, reason: Exception) -> None:
     with suppress(ApiError):  # no such model: nothing waits
         server.sessions.model(place[0])
 
+        half = HALVES.get(request.url.path.rpartition("/")[2])
+
         async def fail() -> Reply:
-            with server.turn(*place, HALVES.get(request.url.path.rpartition("/")[2])):
+            with server.turn(*place, half):
                 raise reason
 
         server.start("training", place, fail)
+        if half == "forward_backward":  # as of any failed pass, its client is told a little later
+            await asyncio.sleep(TOLD_SECONDS)
