@@ -46,7 +46,7 @@ def test_serve_points_the_sdk_here_and_stop_restores(lab: Lab, capsys: pytest.Ca
 
 
 def test_a_stopped_lab_has_given_its_memory_back(lab: Lab) -> None:
-    """Engine and server know each other: left to Python, weights stay until its collector runs, beside the next lab's."""
+    """Engine and server know each other: left to Python, weights stay until its collector runs."""
     gc.disable()
     try:
         mine = {id(array) for array in jax.live_arrays()}
