@@ -89,6 +89,7 @@ def _sessions() -> frozenset[str]:
 def _session(holder: Any) -> str | None:
     """The session of a client; None where it has none, as tinker.RestClient."""
     try:
-        return holder.get_session_id()
+        session: str | None = holder.get_session_id()
     except AssertionError:
         return None
+    return session
