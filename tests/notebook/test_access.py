@@ -9,7 +9,7 @@ from txlab.notebook.access import Access
 EXPORTS = [
     "export TINKER_BASE_URL=http://127.0.0.1:40123",
     'export TINKER_API_KEY="$(txlab key)"',
-    'export NO_PROXY="${NO_PROXY:-$no_proxy},127.0.0.1" no_proxy="${no_proxy:-$NO_PROXY},127.0.0.1"',
+    'export NO_PROXY="${NO_PROXY:-${no_proxy:-}},127.0.0.1" no_proxy="${no_proxy:-${NO_PROXY:-}},127.0.0.1"',
 ]
 
 

@@ -37,6 +37,12 @@ def test_an_interrupted_cell_is_told_what_goes_on(serving: Kernel, how: str) -> 
     assert serving.ok(WHOLE + STEP).text.strip() == "False", "the next pair is whole"
 
 
+def test_a_client_without_a_session_is_passed_over(serving: Kernel) -> None:
+    serving.ok("rest = tinker.RestClient()\nrest.get_server_capabilities().result()")
+    assert TOLD in serving.run(PASS + "waiting.result()", interrupt_after=2.0).text
+    assert serving.ok(STEP).text.strip() == "True"
+
+
 def test_other_cells_are_told_nothing(serving: Kernel) -> None:
     pair = WHOLE + "client.optim_step(types.AdamParams()).result()\n"
     assert "txlab:" not in serving.run(pair + "time.sleep(60)", interrupt_after=3.0).text, "nothing of it goes on"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Iterator
@@ -43,6 +44,20 @@ def test_serve_points_the_sdk_here_and_stop_restores(lab: Lab, capsys: pytest.Ca
     assert "TINKER_API_KEY" not in os.environ
     assert Lab.current is None
     lab.stop()  # harmless
+
+
+def test_a_stopped_lab_has_given_its_memory_back(lab: Lab) -> None:
+    """Engine and server know each other: left to Python, weights stay until its collector runs."""
+    gc.disable()
+    try:
+        mine = {id(array) for array in jax.live_arrays()}
+        lab.sample("a", max_tokens=1)
+        mine |= {id(array) for array in jax.live_arrays()}
+        assert len(mine) > 10
+        lab.stop()
+        assert not [array.shape for array in jax.live_arrays() if id(array) in mine]
+    finally:
+        gc.enable()
 
 
 def test_the_same_call_gives_the_running_lab(lab: Lab) -> None:

@@ -156,6 +156,24 @@ def test_addresses_of_version_six() -> None:
     assert proxy_exports("http://[::1]:40123").count(",::1") == 2
 
 
+@pytest.mark.parametrize("shell", [["bash", "-euc"], ["sh", "-euc"]], ids=["bash", "sh"])
+@pytest.mark.parametrize(
+    ("before", "meant"),
+    [
+        ({}, [",127.0.0.1", ",127.0.0.1"]),
+        ({"NO_PROXY": "corp"}, ["corp,127.0.0.1", "corp,127.0.0.1"]),
+        ({"no_proxy": "corp"}, ["corp,127.0.0.1", "corp,127.0.0.1"]),
+        ({"NO_PROXY": "a", "no_proxy": "b"}, ["a,127.0.0.1", "b,127.0.0.1"]),
+    ],
+)
+def test_the_proxy_line_works_in_a_shell_that_refuses_unset_variables(
+    shell: list[str], before: dict[str, str], meant: list[str]
+) -> None:
+    script = f"{proxy_exports('http://127.0.0.1:40123')}\nprintenv NO_PROXY no_proxy"
+    done = subprocess.run([*shell, script], env={"PATH": os.environ["PATH"]} | before, capture_output=True, text=True)
+    assert (done.stdout.split(), done.stderr) == (meant, "")
+
+
 DEAD = "http://127.0.0.1:9"
 PROXIES = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"]
 ROUND_TRIP = """

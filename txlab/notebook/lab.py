@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -112,6 +113,7 @@ class Lab(Access, OwnLosses, Sampling, Exchange, Reports, Faces, Histories, Cont
             if sign is not None:
                 stack.callback(sign.put_up)
             self._stack.close()
+        gc.collect()  # engine and server know each other; the next lab counts on their memory
         return Text(f"{farewell(self.url, sign)}\n{self._sdk_means}")
 
     def _open(self, stack: ExitStack, replacing: Lab | None, interrupts: Interrupts) -> None:

@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,7 @@ class Predecessor:
 
     host: str
     listener: socket.socket
-    api_key: str
+    api_key: str = field(repr=False)
     memory_bytes: int  # that it gives back
 
 
@@ -38,7 +38,7 @@ class Prepared:
     """Everything that a lab needs but its weights."""
 
     listener: socket.socket
-    api_key: str
+    api_key: str = field(repr=False)
     store: Store
     opened: OpenedModel
 

@@ -66,7 +66,8 @@ def proxy_exports(url: str) -> str:
     """A shell line that keeps proxies away from ``url``; each variable begins as the other where only one is set."""
     host = urlsplit(url).hostname
     upper, lower = NO_PROXY
-    return f'export {upper}="${{{upper}:-${lower}}},{host}" {lower}="${{{lower}:-${upper}}},{host}"'
+    lists = [f'{name}="${{{name}:-${{{other}:-}}}},{host}"' for name, other in ((upper, lower), (lower, upper))]
+    return f"export {' '.join(lists)}"  # without an error in a shell that refuses unset variables
 
 
 def _with_host(name: str, host: str) -> str:
