@@ -141,6 +141,19 @@ def test_a_first_pass_that_was_dropped_leaves_an_adapter_without_figures(bus: Ev
     assert (seen(bus).loss, seen(bus).tokens, seen(bus).curves) == (None, 0, {})
 
 
+def test_the_figures_after_a_rewind_are_those_of_the_step(bus: EventBus):
+    bus.publish(AdapterCreated("m", "pirate", LoraConfig(8), 0))
+    for step, (norm, rate) in enumerate([(5.0, 0.1), (7.0, 0.2)], 1):
+        bus.publish(PassCompleted("m", 2.0, 1.0, 5, 0.1, True))
+        bus.publish(StepCompleted("m", step, rate, norm, 0))
+    bus.publish(AdapterRewound("m", 1))
+    (view,) = bus.view().adapters
+    assert (view.step, view.grad_norm, view.learning_rate) == (1, 5.0, 0.1)
+    bus.publish(AdapterRewound("m", 0))
+    (view,) = bus.view().adapters
+    assert (view.step, view.grad_norm, view.learning_rate) == (0, None, None)
+
+
 def test_the_loss_after_a_rewind_is_that_of_the_step(bus: EventBus):
     train(bus, 1, 4)
     bus.publish(PassCompleted("m", 99.0, 1.0, 5, 0.1, True))

@@ -196,7 +196,7 @@ def test_adapters_leave_and_come_back_as_peft_folders(lab: Lab, tmp_path: Path) 
     assert again.forward(data, "cross_entropy").result(timeout=120).metrics["loss:sum"] == pytest.approx(learned)
     service.close("success").result(timeout=20)
     for wrong, message in (
-        (lambda: lab.import_peft(folder, "mine"), "exists: choose another name"),
+        (lambda: lab.import_peft(folder, "mine"), "exists: choose another name, or delete it first"),
         (lambda: lab.import_peft(tmp_path, "other"), "is no PEFT adapter"),
         (lambda: lab.export_peft("tinker://a/weights/b", folder), "does not exist"),
         (lambda: lab.export_peft("b", folder), "is no checkpoint path"),

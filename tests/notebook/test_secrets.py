@@ -89,10 +89,10 @@ def test_txlab_key_prints_it(lab: Lab, capsys: pytest.CaptureFixture[str], monke
     assert cli.main(["key", "--port", "1"]) == 1
     assert f"No lab of yours runs at port 1. Running: {lab.url}." in capsys.readouterr().err
     monkeypatch.setenv("TINKER_BASE_URL", "http://elsewhere")
-    assert cli.main(["key"]) == 0
+    assert cli.main(["key"]) == 1
     shown = capsys.readouterr()
-    assert shown.out == f"{KEY}\n"
-    assert "no lab runs at $TINKER_BASE_URL" in shown.err
+    assert shown.out == "", "a key must not go to another address than its lab's"
+    assert f"No lab of yours runs at $TINKER_BASE_URL, http://elsewhere. Running: {lab.url}." in shown.err
     lab.stop()
     assert cli.main(["key"]) == 1
     assert "No lab of yours runs on this machine" in capsys.readouterr().err

@@ -186,13 +186,23 @@ class AdapterHistory:
             series.cut(step)
         self._drop_passes()
         marks = tuple(mark for mark in self._latest.marks if mark[0] <= step)
-        self._latest = replace(self._latest, step=step, marks=marks)
+        self._latest = replace(
+            self._latest,
+            step=step,
+            grad_norm=self._newest(GRAD_NORM),
+            learning_rate=self._newest(LEARNING_RATE),
+            marks=marks,
+        )
 
     def _drop_passes(self) -> None:
         """The passes since the last step leave no trace."""
-        last = self._curves[LOSS].points[-1:, 3].tolist() if LOSS in self._curves else []
-        self._latest = replace(self._latest, tokens=self._stepped_tokens, loss=last[0] if last else None)
+        self._latest = replace(self._latest, tokens=self._stepped_tokens, loss=self._newest(LOSS))
         self._begin_step()
+
+    def _newest(self, curve: str) -> float | None:
+        """The newest value of a curve, None where it has none."""
+        last = self._curves[curve].points[-1:, 3].tolist() if curve in self._curves else []
+        return last[0] if last else None
 
     def _add(self, step: int, tokens: int, moment: float, metrics: Mapping[str, float]) -> Point:
         seconds = moment - self._latest.created

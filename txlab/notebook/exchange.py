@@ -39,13 +39,14 @@ class Exchange(LabPart):
         from txlab.lora.peft import from_peft
         from txlab.lora.peft_options import PeftError
         from txlab.store.checkpoint_info import Address
-        from txlab.store.checkpoints import CheckpointError, Checkpoints
+        from txlab.store.checkpoints import CheckpointError, Checkpoints, CheckpointTakenError
 
-        base = self._serving().base
+        base, address = self._serving().base, Address("peft", "weights", name)
         try:
             own = {"embedding": base.decoder.embedding[...], "head": base.decoder.head}
             state = from_peft(Path(folder).expanduser(), base.config, own)
-            address = Address("peft", "weights", name)
             return Checkpoints(self.settings.store.root).write(address, state, base_model=base.name).path
+        except CheckpointTakenError:
+            raise TxlabError(f"checkpoint {address.path!r} exists: choose another name, or delete it first") from None
         except (CheckpointError, PeftError) as error:
             raise TxlabError(str(error)) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from urllib.parse import urlsplit
 
 from txlab.notebook.errors import TxlabError
@@ -37,8 +36,11 @@ def _meant(labs: list[Announced]) -> Announced:
     for lab in labs:
         if exported and _place(lab.url) == _place(exported):
             return lab
-    if exported:
-        print(f"txlab: no lab runs at $TINKER_BASE_URL; this is the key of {labs[0].url}", file=sys.stderr)
+    if exported:  # another lab's key must not go to that address
+        running = ", ".join(lab.url for lab in labs)
+        raise TxlabError(
+            f"No lab of yours runs at $TINKER_BASE_URL, {exported}. Running: {running}. Unset it, or choose with --url."
+        )
     return labs[0]
 
 

@@ -356,7 +356,7 @@ def serve(
             error.add_note(f"The lab that served {running.model} is stopped: adapters that were not saved are gone.")
         raise
     if lab.follows_another:
-        print("Clients of the lab that was stopped stay with it: make a new tinker.ServiceClient().")
+        print("The earlier lab is gone, and its clients do not work with this one: make a new tinker.ServiceClient().")
     print(f"txlab serves {lab.model} at {lab.url} (ready in {time.monotonic() - started:.1f} s). In a terminal:")
     print(lab.exports())
     return lab
