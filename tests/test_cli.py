@@ -25,7 +25,8 @@ ENV_OFF = {"HF_HUB_OFFLINE": "1", "TINKER_TELEMETRY": "0", "JAX_PLATFORMS": "cpu
 def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     home = tmp_path_factory.mktemp("home")
     own = {name: str(home / name.lower()) for name in ("TXLAB_HOME", "TXLAB_CACHE", "HF_HOME", "JUPYTER_RUNTIME_DIR")}
-    return os.environ | ENV_OFF | own
+    other = {name: value for name, value in os.environ.items() if not name.startswith("TINKER_")}
+    return other | ENV_OFF | own
 
 
 def txlab(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -41,7 +41,7 @@ def test_newcomers_take_free_rows_and_move_nobody(rows):
     rows.make_room([first, second, third], 100)
     write(rows, second, 2)
     rows.release(lambda s: s is first)
-    newcomer = Sequence(None, 9)
+    newcomer = Sequence(None, 9, StopSearch([]))
     rows.make_room([newcomer], 100)
     assert rows.owners == [newcomer, second, third, None]
     assert values(rows.cache, 1) == {2.0}

@@ -152,7 +152,7 @@ def test_every_control_acts_while_a_cell_blocks(notebook: Page):
     page.get_by_text("TOLD").last.wait_for()
     told = ast.literal_eval(page.locator(".jp-OutputArea-output pre", has_text="TOLD").text_content().split(" ", 1)[1])
     options = told.pop("options")
-    assert told == {"stopped": True, "step": 1, "fork_step": 3, "pins": 0, "saved": 1, "state": "idle"}
+    assert told == {"stopped": True, "step": 1, "fork_step": 3, "pins": 0, "saved": 1, "state": "stopped"}
     for part in ("metric='grad_norm'", "x='tokens'", "smoothing=0.05", "log=False", "logprobs=True"):
         assert part in options
     assert "hidden=frozenset()" not in options

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,51 +16,9 @@ from txlab.server.openai.wire import ChatRequest, Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-EVERY = "*"  # stands for all fields of a turn
-EXEMPT = {"role", "content", "tool_call_id"}  # the order of messages says, too, which call a tool answers
 NOTHING: tuple[Any, ...] = (None, "", [], {})  # what a field may be that says nothing
-
-
-class Turn(dict[str, Any]):
-    """One turn as a template reads it; ``read_fields`` tells what the template looked at."""
-
-    def __init__(self, fields: Iterable[tuple[str, Any]]):
-        super().__init__(fields)
-        self._read: set[str] = set()
-
-    def __deepcopy__(self, _: object) -> Turn:
-        """A copy that is changed instead of this one; what is read of it is read of this one."""
-        copy = Turn(super().items())
-        copy._read = self._read
-        return copy
-
-    def __getitem__(self, name: str) -> Any:
-        self._read.add(name)
-        return super().__getitem__(name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """As a dict's."""
-        self._read.add(name)
-        return super().get(name, default)
-
-    def __iter__(self) -> Iterator[str]:
-        self._read.add(EVERY)
-        return super().__iter__()
-
-    def items(self) -> Any:
-        """As a dict's."""
-        self._read.add(EVERY)
-        return super().items()
-
-    def values(self) -> Any:
-        """As a dict's."""
-        self._read.add(EVERY)
-        return super().values()
-
-
-def read_fields(turn: Turn) -> set[str]:
-    """Names of a turn's fields that were read since it was made."""
-    return set(turn.keys()) if EVERY in turn._read else set(turn._read)
+READ_ANYWAY = ("role", "content", "tool_call_id")  # templates take a tool's answers in their order
+OTHER = "\u2042"  # in the place of a content, to see whether a template reads it
 
 
 def chat_prompt(body: ChatRequest, tokenizer: PreTrainedTokenizerBase) -> Prompt:
@@ -77,16 +35,24 @@ def chat_prompt(body: ChatRequest, tokenizer: PreTrainedTokenizerBase) -> Prompt
         raise ApiError(400, both, "add_generation_prompt")
     variables = body.chat_template_kwargs or {}
     _check_variables(variables, tokenizer)
-    turns: list[Any] = [_turn(message, index) for index, message in enumerate(messages)]
     opens = not go_on if body.add_generation_prompt is None else body.add_generation_prompt
-    try:
-        tokens = tokenizer.apply_chat_template(
-            turns, add_generation_prompt=opens, continue_final_message=go_on, return_dict=False, **variables
+    turns = [_turn(message, index) for index, message in enumerate(messages)]
+
+    def lay_out(turns: list[dict[str, Any]], tokenize: bool) -> Any:
+        return tokenizer.apply_chat_template(
+            turns,
+            tokenize=tokenize,
+            add_generation_prompt=opens,
+            continue_final_message=go_on,
+            return_dict=False,
+            **variables,
         )
+
+    try:
+        tokens = lay_out(turns, True)
     except Exception as error:  # the template is the model's: whatever it raises is its way to refuse
         raise ApiError(400, f"the model's chat template refuses these messages: {error}", "messages") from None
-    for index, (message, turn) in enumerate(zip(messages, turns, strict=True)):
-        _check_read(message, turn, f"messages[{index}]")
+    _check_read(turns, lambda changed: lay_out(changed, False))
     return Prompt(np.array(tokens, np.int32))
 
 
@@ -99,21 +65,37 @@ def _check_variables(variables: Mapping[str, Any], tokenizer: PreTrainedTokenize
             raise ApiError(400, f"{where} is no variable of this model's chat template", "chat_template_kwargs")
 
 
-def _check_read(message: Message, turn: Turn, where: str) -> None:
-    """Refuse what a template left out: a whole turn, whose role it does not know, or a field of one."""
-    read = read_fields(turn)
-    if message.content and "content" not in read:
-        raise ApiError(400, f"{where}: this model's chat template leaves out a {message.role} message", "messages")
-    for name in turn.keys() - read - EXEMPT:
-        cure = "leave it out, or say it in the content"
-        raise ApiError(400, f"{where}.{name} is not read by this model's chat template: {cure}", "messages")
+def _check_read(turns: list[dict[str, Any]], lay_out: Callable[[list[dict[str, Any]]], str]) -> None:
+    """Refuse what a template leaves out: a whole turn, whose role it does not know, or a field of one.
+
+    What it reads shows: without it the text is another, or the template fails.
+    """
+    for index, turn in enumerate(turns):
+        where = f"messages[{index}]"
+        told = bool(turn["content"]) and turn["role"] not in ("user", "assistant")
+        if told and not _matters(turns, index, turn | {"content": OTHER}, lay_out):
+            message = f"{where}: this model's chat template leaves out a {turn['role']} message"
+            raise ApiError(400, message, "messages")
+        for name in turn.keys() - set(READ_ANYWAY):
+            if not _matters(turns, index, {key: turn[key] for key in turn if key != name}, lay_out):
+                cure = "leave it out, or say it in the content"
+                raise ApiError(400, f"{where}.{name} is not read by this model's chat template: {cure}", "messages")
 
 
-def _turn(message: Message, index: int) -> Turn:
+def _matters(
+    turns: list[dict[str, Any]], index: int, other: dict[str, Any], lay_out: Callable[[list[dict[str, Any]]], str]
+) -> bool:
+    """Whether the text changes with ``other`` in the place of a turn."""
+    try:
+        return lay_out([*turns[:index], other, *turns[index + 1 :]]) != lay_out(turns)
+    except Exception:  # a template that misses something has read it
+        return True
+
+
+def _turn(message: Message, index: int) -> dict[str, Any]:
     role = "system" if message.role == "developer" else message.role
     extras = {name: value for name, value in (message.model_extra or {}).items() if value not in NOTHING}
-    fields = {"role": role, "content": _text(message.content, f"messages[{index}].content"), **extras}
-    return Turn(fields.items())
+    return {"role": role, "content": _text(message.content, f"messages[{index}].content"), **extras}
 
 
 def _text(content: str | list[dict[str, Any]] | None, where: str) -> str:

@@ -102,8 +102,8 @@ CHATS: Mapping[str, Unserved] = {
     "parallel_tool_calls": Unserved((True, False), _TOOLS),
     "prediction": Unserved(),
     "reasoning_effort": Unserved(advice="leave it out; chat_template_kwargs say what the model's template understands"),
-    "tool_choice": Unserved(("none", "auto"), _TOOLS),
     "tools": Unserved(([],), _TOOLS),
+    "tool_choice": Unserved(("none", "auto"), _TOOLS),
     "verbosity": Unserved(("medium",), "leave it out; say in the messages how long the answer should be"),
     "web_search_options": Unserved(advice=_TEXT),
 }
@@ -111,7 +111,8 @@ CHATS: Mapping[str, Unserved] = {
 
 def served_part(given: Mapping[str, Any], served: Collection[str], unserved: Mapping[str, Unserved]) -> dict[str, Any]:
     """The fields of a request that are ``served``. Raises ApiError for any other that asks for something."""
-    for name in given.keys() - set(served):
+    asked = [name for name in dict.fromkeys((*unserved, *given)) if name in given and name not in served]
+    for name in asked:
         known, value = unserved.get(name), given[name]
         if known is None:
             raise ApiError(400, f"{name} is unknown to this server: leave it out", name, "unknown_parameter")
