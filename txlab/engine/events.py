@@ -42,7 +42,7 @@ class AdapterRewound:
 
 @dataclass(frozen=True, slots=True)
 class GradientDropped:
-    """What an adapter has accumulated since its last step is gone: its run was stopped, or the next step refused."""
+    """The gradient accumulated since the last step was dropped: its run was stopped, or the step refused."""
 
     model_id: str
 

@@ -33,7 +33,7 @@ class _Break:
 
 
 class PendingStep:
-    """What has happened for the next optimizer step of one adapter. Times are of ``time.monotonic``."""
+    """State of the next optimizer step of one adapter. Times are of ``time.monotonic``."""
 
     def __init__(self) -> None:
         self._break: _Break | None = None

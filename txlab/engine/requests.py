@@ -380,7 +380,7 @@ class SampleResult:
 
 @dataclass(frozen=True, slots=True)
 class StoppedRun:
-    """What the end of a run came to."""
+    """Result of stopping a run: how much of it was ended."""
 
     requests: int  # of training, that ran or waited
     samples: int  # requests for samples, too

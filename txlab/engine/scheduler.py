@@ -153,7 +153,7 @@ class Scheduler:
         return model is not None and model.stopped
 
     def waiting(self, model_id: str) -> list[Ticket]:
-        """What is queued for a model."""
+        """Queued requests of a model."""
         model = self._models.get(model_id)
         return [] if model is None else [*model.ready, *model.waiting.values()]
 

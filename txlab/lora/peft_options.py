@@ -1,4 +1,4 @@
-"""What the options of PEFT's LoraConfig mean to this lab: read, of no consequence, or refused by name."""
+"""Options of PEFT's LoraConfig: read, of no consequence, or refused by name."""
 
 from __future__ import annotations
 

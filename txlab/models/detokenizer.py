@@ -80,7 +80,7 @@ class Vocabulary:
         return found + [""] * (len(ids) - len(found))
 
     def spelling(self, token: int) -> str | bytes:
-        """What a token adds to the middle of a text. An id that the tokenizer does not know, as of padding: nothing."""
+        """Text or bytes that a token adds in the middle of a text; nothing for an id that is unknown."""
         found = self._spellings.get(token)
         if found is None:
             found = self._spellings[token] = self._spell(token)
@@ -124,7 +124,7 @@ class Vocabulary:
         return starts + [len(text)] * (added - before)
 
     def bytes_after(self, prompt: Tokens, special: bool) -> Utf8:
-        """What puts bytes together after a byte-level prompt."""
+        """Decoder of the bytes that follow a byte-level prompt."""
         spell, before = self.spelling if special else self.spoken, b""
         for token in reversed(prompt):
             if len(before) >= 3:  # bytes of a character that is not complete
@@ -293,7 +293,7 @@ class FallbackBytes:
         return "".join(self._characters[max(self._own, len(self._characters) - count) :]) if self._whole else ""
 
     def begin(self) -> None:
-        """What came so far is the prompt's."""
+        """Count everything so far as the prompt's."""
         self._own = len(self._characters)
 
     @property
@@ -361,7 +361,7 @@ def _less(whole: str, before: str) -> str:
 
 
 def _decoder_steps(backend: Any) -> list[dict[str, Any]]:
-    """What a tokenizer's decoder does, in order; UnsupportedModel where a token's text depends on far ones."""
+    """Steps of a tokenizer's decoder, in order; UnsupportedModel where a token's text depends on far ones."""
     steps = [] if backend.decoder is None else list(_flat(json.loads(backend.decoder.__getstate__())))
     fused = False
     for step in steps:

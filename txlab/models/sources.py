@@ -195,7 +195,7 @@ def _hub(name: str, settings: ModelSettings) -> Path:
 
 
 def _lacking(names: Collection[str]) -> str:
-    """What is not among the files of a model in Hugging Face's format; empty where all are there."""
+    """Name what is missing among the files of a Hugging Face model; empty where all are there."""
     if "config.json" not in names:
         if "adapter_config.json" in names:
             return (

@@ -75,7 +75,7 @@ def file_names(folder: Path) -> set[str]:
 
 
 def missing_tokenizer(names: Collection[str]) -> str:
-    """What the files of a Hugging Face folder lack for a tokenizer; empty where it is there."""
+    """Name what a Hugging Face folder lacks for a tokenizer; empty where nothing is missing."""
     if "tokenizer.json" in names:
         return ""
     vocabulary = [name for name in ("vocab.json", "merges.txt") if name in names]

@@ -182,7 +182,7 @@ class GGUFFile:
 
     @property
     def rope_factors(self) -> tuple[float, ...]:
-        """What divides each rotary frequency, in files that say so."""
+        """Divisors of the rotary frequencies; empty where the file has none."""
         return tuple(self.read(ROPE_FACTORS).tolist()) if ROPE_FACTORS in self._tensors else ()
 
     def read(self, name: str) -> np.ndarray:

@@ -65,5 +65,5 @@ def _which(found: Sequence[AdapterView], name: str) -> str:
 
 
 def _told_apart(one: AdapterView) -> str:
-    """What a person knows an adapter by, beside its name."""
+    """Run id, step, state and time of creation: they tell namesakes apart."""
     return f"{one.model_id} (step {one.step:,}, {one.state}, made at {datetime.fromtimestamp(one.created):%H:%M:%S})"

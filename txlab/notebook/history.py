@@ -97,7 +97,7 @@ class Origin:
     rows: int  # of the history, from its beginning, that are the parent's
 
     def note(self) -> str:
-        """What a reader should know of it."""
+        """One line about it for a reader."""
         began = f"began with {self.checkpoint} of {self.parent} ({self.parent_id}) at step {self.step:,}"
         return f"{began}; the first {plural(self.rows, 'row')} are from there" if self.rows else began
 
@@ -189,7 +189,7 @@ LogMark = tuple[int, float, str]  # step, seconds since the epoch, text
 
 @dataclass(frozen=True, slots=True)
 class _Earlier:
-    """What happened to an adapter in the runs before its own, from checkpoint to checkpoint."""
+    """History of an adapter in the runs before its own, from checkpoint to checkpoint."""
 
     row: OriginRow | None = None
     points: tuple[LogPoint, ...] = ()

@@ -64,7 +64,7 @@ class _Watch:
 
 
 def describe(runs: Iterable[UnsteppedPasses]) -> str:
-    """What goes on, and how it is ended, in one line; empty where nothing does."""
+    """One line on the requests that go on, and how to end them; empty where none does."""
     told = [_run(run) for run in runs]
     return f"txlab: interrupted, but what was sent before goes on: {'; '.join(told)}." if told else ""
 

@@ -142,7 +142,7 @@ class Lab(Access, OwnLosses, Sampling, Exchange, Reports, Faces, Histories, Cont
         stack.callback(self._release, variables)
 
     def _as_predecessor(self) -> Predecessor:
-        """What the lab that replaces this one takes over."""
+        """Listener, key and memory that the replacing lab takes over."""
         served = self._serving()
         freed = max(served.base.memory_bytes, self._bus.view().load.device_bytes)
         return Predecessor(self.settings.server.host, served.host.listener, self.api_key, freed)

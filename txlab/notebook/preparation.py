@@ -1,4 +1,4 @@
-"""What a start can get and check before the lab that it replaces must go: whatever fails here costs nothing."""
+"""Preparation of a lab: everything that can be had and checked before the lab that it replaces must go."""
 
 from __future__ import annotations
 

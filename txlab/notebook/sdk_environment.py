@@ -84,7 +84,7 @@ def _hosts(value: str | None) -> list[str]:
 
 
 def _own(name: str) -> str | None:
-    """What the user has set; what an earlier lab has left is nothing."""
+    """The user's own value; one that an earlier lab left counts as none."""
     value = os.environ.get(name)
     return None if value in ("", NO_URL, NO_KEY) else value
 

@@ -56,6 +56,6 @@ def _names(name: str) -> set[str]:
 
 
 def _cut_names(name: str) -> set[str]:
-    """What the SDK makes of a name: nothing after a colon, and of three parts the first two."""
+    """Names as the SDK cuts them: nothing after a colon, and of three parts the first two."""
     plain = name.split(":")[0]
     return {plain, plain.rsplit("/", 1)[0] if plain.count("/") == 2 else plain}

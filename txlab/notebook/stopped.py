@@ -1,4 +1,4 @@
-"""What is left of a lab that was stopped: a sign at its port, which tells old clients that they must be made anew.
+"""Stop sign of a lab: it answers at the stopped lab's port and tells old clients to be replaced by new ones.
 
 The Tinker SDK tries for minutes, often for ever, to reach a server that is gone. So the port stays with this process,
 and whatever is asked there is refused with one sentence. The next lab of this process takes over port and key, so that
@@ -98,7 +98,7 @@ def free_port(port: int | None = None) -> None:
 
 
 def farewell(url: str, sign: StopSign | None) -> str:
-    """What is left of the lab at ``url``."""
+    """Tell what is left of the lab at ``url``."""
     if sign is None:
         return f"txlab: the lab at {url} is stopped; its port and memory are free."
     return (

@@ -15,7 +15,7 @@ MAX_INT32 = 2**31 - 1
 
 
 class _Place(WireModel):
-    """What every JSON body of a model's requests has."""
+    """Fields that every JSON body of a model's requests has."""
 
     model_id: str
     seq_id: SeqId

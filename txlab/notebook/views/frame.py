@@ -26,7 +26,7 @@ class Decode(Protocol):
     def __call__(
         self, tokens: Tokens, prompt: Tokens = (), *, special: bool = False, growing: bool = False
     ) -> list[str]:
-        """What each token adds to the text after ``prompt``, of which half a character may still wait if it grows."""
+        """Text that each token adds after ``prompt``; half a character at the end of a growing text is left out."""
 
 
 @dataclass(frozen=True, slots=True)

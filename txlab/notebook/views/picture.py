@@ -134,7 +134,7 @@ def _row(adapter: AdapterView, color: str, y: float) -> list[str]:
 
 
 def _notes(frame: Frame, y: float) -> tuple[list[str], float]:
-    """What went wrong, and what is remarkable: lines of adapters."""
+    """Lines below the table: failures, and marks of steps."""
     parts = []
     for adapter in visible(frame.view.adapters):
         message = adapter.message if adapter.state == "failed" else ""

@@ -80,7 +80,7 @@ def _misfits(datum: Datum) -> list[str]:
 
 
 def unshifted(datum: Datum) -> list[str]:
-    """What is to be said where the targets that count are not the next inputs; nothing where they are, or are several.
+    """Notes on targets that are not the next inputs; none where they are, or where a position has several.
 
     The target after the last input is anything.
     """

@@ -26,7 +26,7 @@ class Unserved:
     advice: str = "leave it out"
 
     def refusal(self, name: str) -> str:
-        """What the client is told."""
+        """Message to the client."""
         also = f"; or give {' or '.join(map(repr, self.neutral))}" if self.neutral else ""
         return f"{name} is not supported by this server: {self.advice}{also}"
 

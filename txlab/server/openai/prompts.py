@@ -1,4 +1,4 @@
-"""What is continued: texts and token ids. Conversations are laid out in ``conversation``."""
+"""Prompts of completions: texts and token ids. Conversations are laid out in ``conversation``."""
 
 from __future__ import annotations
 

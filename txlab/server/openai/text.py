@@ -26,7 +26,7 @@ class TextStream:
         return self._text.starts
 
     def swallowed(self, index: int) -> str:
-        """What the beginning of the text left out of a token."""
+        """Spaces of a token that the beginning of the text swallowed."""
         return self._text.swallowed.get(index, "")
 
     def feed(self, tokens: Iterable[int]) -> str:

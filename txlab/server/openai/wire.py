@@ -51,7 +51,7 @@ def _describe_unserved(schema: dict[str, Any], asked: type[Asked]) -> None:
 
 
 class Asked(OpenAIModel):
-    """What a client says, of which nothing is ignored."""
+    """Body of a request, of which no field is ignored."""
 
     model_config = ConfigDict(json_schema_extra=_describe_unserved)
 
