@@ -109,7 +109,7 @@ class Cookbook:
         return Run(log_path)
 
     def refused(self, recipe: str, log: str, *arguments: str) -> str:
-        """What a recipe printed that did not end well; fails where it did."""
+        """Output of a recipe that must fail; the test fails where it ends well."""
         ended = self._start(*self._line(recipe, self.workspace / "runs" / log), *arguments)
         assert ended.returncode != 0, ended.stdout[-5000:]
         return ended.stdout

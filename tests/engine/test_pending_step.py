@@ -52,7 +52,7 @@ def bad(seed: int = 3) -> Datum:
 
 
 def skip(client: Client, refused: str, reason: str = "unknown loss_fn 'cros_entropy'") -> Future:
-    """What the server sends in the place of a request that it refuses."""
+    """Request that the server sends in the place of a refused one."""
     return client.send(SkipSeq, refused=refused, reason=reason)
 
 

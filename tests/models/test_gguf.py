@@ -29,7 +29,7 @@ LLAMA3 = {
 
 
 def rope_factors(folder: Path) -> np.ndarray:
-    """What llama.cpp's converter writes for Llama 3.1: the unscaled frequencies over the scaled ones."""
+    """Factors as llama.cpp's converter writes them for Llama 3.1: unscaled frequencies over scaled ones."""
     scaled = open_model(ModelSettings(name=str(folder))).config
     plain = ModelConfig(**{name: getattr(scaled, name) for name in scaled.__slots__} | {"rope_scaling": None})
     return (rope_frequencies(plain)[0] / rope_frequencies(scaled)[0]).astype(np.float32)

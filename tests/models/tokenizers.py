@@ -56,7 +56,7 @@ def make_worded_tokenizer(words: Sequence[str], decoder: decoders.Decoder | None
 
 
 def less(whole: str, before: str) -> str:
-    """What a text adds to that of its prompt; a character that the prompt began is told with the text."""
+    """Reference text after a prompt; a character that the prompt began belongs to it."""
     differ = (i for i, (one, other) in enumerate(zip(whole, before, strict=False)) if one != other)
     return whole[next(differ, min(len(whole), len(before))) :]
 

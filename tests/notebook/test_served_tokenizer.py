@@ -42,7 +42,7 @@ def have_cookbook() -> bool:
 
 
 def value(kernel: Kernel, expression: str) -> Any:
-    """What an expression is in a kernel, by way of JSON."""
+    """Value of an expression in a kernel, by way of JSON."""
     return json.loads(kernel.ok(f"import json; print(json.dumps({expression}))").text.splitlines()[-1])
 
 

@@ -84,7 +84,7 @@ def lab(tiny_llama: Path) -> Iterator[Lab]:
 
 
 def refused(clients: Clients, calls: dict[str, Callable[[Clients], Any]]) -> dict[str, str]:
-    """What each call raises."""
+    """Errors that the calls raise."""
     told = {}
     for name, call in calls.items():
         with pytest.raises(Exception) as error:  # noqa: PT011 - each has a type of its own, and all are compared below

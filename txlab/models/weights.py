@@ -273,7 +273,7 @@ def check_names(config: ModelConfig, tensors: Tensors) -> None:
 
 
 def _hint(names: Set[str], tensors: Tensors) -> str:
-    """What may be the matter where the output is missing."""
+    """Reasons why the output may be missing."""
     if tensors.spelling["unembedding"] not in names - tensors.names:
         return ""
     return "; if the model's output shares the embedding, set tie_word_embeddings to true in config.json"

@@ -48,7 +48,7 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
 
 
 def added(lab: OpenAILab, prompt: list[int], tokens: list[int]) -> str:
-    """What is expected of the lab."""
+    """Expectations of the lab."""
     whole, before = (
         lab.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         for ids in (prompt + tokens, prompt)
